@@ -1,0 +1,200 @@
+"""The questions hrm-tiny learns from: eight families of reasoning-gym, as JSONL and a tokenizer.
+
+    python benchmarks/hrm_tiny_data.py runs/hrm_tiny_data
+
+writes train.jsonl, valid.jsonl (to look at while training) and test.jsonl (for the final figures).
+reasoning-gym draws item i of a data set from `seed + i`, so the three seed ranges below cannot
+meet; a question that two of them draw all the same stays in the held-out file and leaves the
+training set. The wording is reasoning-gym's, cut down to the sentence that carries the question;
+words that a task works on letter by letter are written in capitals, which the tokenizer of
+`tokenizer_corpus` never merges: the model sees their letters.
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import reasoning_gym
+from reasoning_gym.algorithmic.word_sorting import TextTransformation
+
+Row = dict[str, str]  # instruction, response, condition, task
+Rewrite = Callable[[str, str], tuple[str, str] | None]  # None: draw another one instead
+
+FIRST_SEED = {"test": 0, "valid": 1_000_000, "train": 2_000_000}
+HELD_OUT = {"test": 200, "valid": 50}  # per family; train takes Family.samples
+MALE_NAMES = ["James", "John", "Robert", "Michael", "David", "Peter", "Daniel", "George"]
+FEMALE_NAMES = ["Mary", "Sarah", "Emma", "Laura", "Susan", "Alice", "Helen", "Nancy"]
+
+
+def as_is(question: str, answer: str) -> tuple[str, str]:
+    return question, answer
+
+
+def spell_backward(question: str, answer: str) -> tuple[str, str]:
+    word = _match(r"Spell this word backward .*: (\w+)", question)[0]
+    return f"Spell this word backward: {word.upper()}", answer.upper()
+
+
+def number_sorting(question: str, answer: str) -> tuple[str, str]:
+    question = question.split("\n")[0]  # the rest describes the format of the answer
+    return question.replace(".0", ""), answer.replace(".0", "")
+
+
+def number_filtering(question: str, answer: str) -> tuple[str, str]:
+    return question.split("\n")[0], answer
+
+
+def letter_counting(question: str, answer: str) -> tuple[str, str]:
+    letter, text = _match(r'How many .* letter "(.)" appear in the text: "(.*)"\?', question)
+    return f'How many times does "{letter.upper()}" appear in "{text.upper()}"?', answer
+
+
+def word_sorting(question: str, answer: str) -> tuple[str, str]:
+    order, words = _match(r".* in (\w+) order .*list: (.*)\n", question)
+    return f"Sort these words in {order} order: {words}", answer
+
+
+def mini_sudoku(question: str, answer: str) -> tuple[str, str]:
+    return _match(r".*\n(Solve this 4x4 Mini Sudoku puzzle:\n[\d_ \n]+)\nFormat", question)[
+        0
+    ], answer
+
+
+def family_relationships(question: str, answer: str) -> tuple[str, str] | None:
+    # for these the generator's answer is the other person's role
+    if answer in ("niece", "nephew") or answer.endswith("-in-law"):
+        return None
+    story, asked = question.split("\n\n")
+    return f"{story} {asked.split('? ')[0]}?", answer
+
+
+@dataclass(frozen=True)
+class Family:
+    """One reasoning-gym data set: its settings, our wording, and how many questions to train on."""
+
+    name: str
+    samples: int
+    rewrite: Rewrite = as_is
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = (
+    Family("spell_backward", 40_000, spell_backward, {"min_word_len": 3, "max_word_len": 8}),
+    Family(
+        "chain_sum",
+        100_000,
+        settings={"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+    ),
+    Family(
+        "number_sorting",
+        60_000,
+        number_sorting,
+        {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0, "min_value": 0, "max_value": 99},
+    ),
+    Family(
+        "number_filtering",
+        60_000,
+        number_filtering,
+        {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0},
+    ),
+    Family("letter_counting", 60_000, letter_counting, {"min_words": 2, "max_words": 4}),
+    Family(
+        "word_sorting",
+        60_000,
+        word_sorting,
+        {
+            "min_words": 3,
+            "max_words": 4,
+            "min_word_length": 3,
+            "max_word_length": 5,
+            "transformation": TextTransformation.UPPERCASE,
+        },
+    ),
+    Family("mini_sudoku", 60_000, mini_sudoku, {"min_empty": 4, "max_empty": 8}),
+    Family(
+        "family_relationships",
+        60_000,
+        family_relationships,
+        {
+            "min_family_size": 4,
+            "max_family_size": 6,
+            "male_names": MALE_NAMES,
+            "female_names": FEMALE_NAMES,
+        },
+    ),
+)
+
+
+def draw(family: Family, split: str) -> Iterator[Row]:
+    """An endless stream of questions of `family`, repeats included, from the seeds of `split`."""
+    items = reasoning_gym.create_dataset(
+        family.name, seed=FIRST_SEED[split], size=1_000_000, **family.settings
+    )
+    for index in range(len(items)):
+        item = items[index]
+        worded = family.rewrite(item["question"], item["answer"])
+        if worded:
+            question, answer = (text.strip() for text in worded)
+            yield {
+                "instruction": question,
+                "response": answer,
+                "condition": "direct",
+                "task": family.name,
+            }
+
+
+def take(rows: Iterable[Row], count: int, seen: set[str]) -> list[Row]:
+    """The first `count` rows whose question is not in `seen`; adds them to it. Gives up late."""
+    taken: list[Row] = []
+    for row in rows:
+        if row["instruction"] not in seen:
+            seen.add(row["instruction"])
+            taken.append(row)
+        if len(taken) == count:
+            break
+    return taken
+
+
+def splits(families: Iterable[Family] = FAMILIES) -> dict[str, list[Row]]:
+    """test, valid and train; no question occurs twice, within a split or across them."""
+    rows: dict[str, list[Row]] = {split: [] for split in FIRST_SEED}
+    for family in families:
+        seen: set[str] = set()
+        for split in rows:  # the held-out ones first: training gets what they leave
+            count = HELD_OUT.get(split, family.samples)
+            rows[split] += take(draw(family, split), count, seen)
+    random.Random(0).shuffle(rows["train"])
+    return rows
+
+
+def tokenizer_corpus(rows: Iterable[Row]) -> Iterator[str]:
+    """Text to learn merges from: everything but words in capitals, whose letters stay apart."""
+    for row in rows:
+        for text in (row["instruction"], row["response"]):
+            yield re.sub(r"(,? ?\b[^\Wa-z\d_]{2,}\b)+", "", text)
+
+
+def _match(pattern: str, question: str) -> tuple[str, ...]:
+    found = re.match(pattern, question, re.DOTALL)
+    assert found, f"reasoning-gym words its questions otherwise now: {question!r}"
+    return found.groups()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="directory for train.jsonl, valid.jsonl, test.jsonl")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits().items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        print(f"{split}: {len(lines)} questions")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The unrolled H/L cycles as an ONNX graph over stored weights.
+
+One graph serves prefill, decode and the checking of drafts. Inputs are `input_ids` [1, S],
+`attention_mask` [1, past + S] and, for each cache slot N, `past_key_values.N.key` and `.value`
+[1, heads, max_context, head_dim]; outputs are `logits` and `present.N.key`, `.value`, which may be
+the same buffers. The call with past = 0 is the prefix: bidirectional, and only its last position
+gets logits, [1, 1, V]. Every later call is causal and gets logits [1, S, V].
+
+Every RMSNorm of the model follows an addition, so each is one SkipSimplifiedLayerNormalization:
+`magic_norm(x, skip) -> (rms_norm(x + skip), x + skip)`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from hrm_edge.config import HRMTextConfig
+
+from .onnx_weights import Weights
+
+MS = "com.microsoft"
+OPSETS = {"": 21, MS: 1}
+KV_DTYPES = {32: ir.DataType.FLOAT, 8: ir.DataType.INT8, 4: ir.DataType.UINT8}
+MASKED = -1e9
+ACCURACY_INT8 = 4  # MatMulNBits: activations are quantized to int8, block by block
+
+
+def build_model(config: HRMTextConfig, weights: Weights, kv_bits: int) -> ir.Model:
+    """The complete model; `weights.arrays` holds z_L_init, the norm's ones, cos, sin, KV scales."""
+    g = _Graph(config, weights, kv_bits)
+    ids = g.input("input_ids", ir.DataType.INT64, [1, "sequence"])
+    mask = g.input("attention_mask", ir.DataType.INT64, [1, "total"])
+    call = _call(g, ids, mask)
+    z_h = _embed(g, ids)
+    z_l = g.std("Expand", weights.arrays["model.z_L_init"], g.std("Shape", z_h))
+    for h in range(config.H_cycles):
+        for inner in range(config.L_cycles):
+            z_l = _stack_pass(g, call, "L", config.slot(h, inner, 0), z_l, z_h)
+        z_h = _stack_pass(g, call, "H", config.slot(h, config.L_cycles, 0), z_h, z_l)
+    _logits(g, call, z_h)
+    return g.model()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all attention nodes of a call share."""
+
+    length: ir.Value  # [1] S
+    first: ir.Value  # [] bool, past == 0
+    seqlens_k: ir.Value  # int32 [1], past + S - 1
+    total: ir.Value  # int32 [], past + S
+    bias: ir.Value | None  # [1, 1, S, past + S]; None where every call is causal
+
+
+class _Graph(Tape):
+    """A tape with the model's inputs, outputs and weights at hand."""
+
+    def __init__(self, config: HRMTextConfig, weights: Weights, kv_bits: int) -> None:
+        super().__init__()
+        self.config, self.weights, self.kv_bits = config, weights, kv_bits
+        self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
+        self._constants: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+        self.inputs.append(ir.val(name, dtype=dtype, shape=shape))
+        return self.inputs[-1]
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list) -> None:
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+        self.outputs.append(value)
+
+    def constant(self, name: str, array: object, dtype: type = np.int64) -> ir.Value:
+        if name not in self._constants:
+            tensor = ir.tensor(np.array(array, dtype), name=name)
+            self._constants[name] = self.initializer(tensor)
+        return self._constants[name]
+
+    def std(self, op: str, *inputs: ir.Value) -> ir.Value:
+        """A node of the ONNX standard with one output and no attributes."""
+        return self.op(op, inputs)
+
+    def ms(self, op: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        """A node of ONNX Runtime's own operators with one output."""
+        return self.op(op, inputs, attributes, domain=MS)
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        return self.op("Cast", [value], {"to": dtype.value})
+
+    def model(self) -> ir.Model:
+        graph = ir.Graph(
+            self.inputs,
+            self.outputs,
+            nodes=self.nodes,
+            initializers=[*self.initializers, *self.weights.initializers()],
+            opset_imports=OPSETS,
+            name="hrm_text",
+        )
+        return ir.Model(graph, ir_version=10, producer_name="hrm-edge")
+
+
+def _call(g: _Graph, ids: ir.Value, mask: ir.Value) -> _Call:
+    """Derive past, lengths and the attention bias from the shapes of ids and mask."""
+    zero, one = g.constant("zero", 0), g.constant("one", 1)
+    length = g.std("Gather", g.std("Shape", ids), one)
+    total = g.std("Gather", g.std("Shape", mask), one)
+    past = g.std("Sub", total, length)
+    first = g.std("Equal", past, zero)
+    axis0, axis1 = g.constant("axis0", [0]), g.constant("axis1", [1])
+    bias = None
+    if g.config.prefix_lm:
+        query = g.std("Unsqueeze", g.std("Range", past, total, one), axis1)
+        key = g.std("Unsqueeze", g.std("Range", zero, total, one), axis0)
+        allowed = g.std("Or", g.std("LessOrEqual", key, query), first)
+        shut = g.constant("masked", MASKED, np.float32)
+        bias = g.std("Where", allowed, g.constant("open", 0, np.float32), shut)
+        bias = g.std("Unsqueeze", bias, g.constant("axes01", [0, 1]))
+    int32 = ir.DataType.INT32
+    last = g.std("Unsqueeze", g.cast(g.std("Sub", total, one), int32), axis0)
+    return _Call(g.std("Unsqueeze", length, axis0), first, last, g.cast(total, int32), bias)
+
+
+def _embed(g: _Graph, ids: ir.Value) -> ir.Value:
+    """Token embeddings [1, S, D], scaled; quantized tables hold the scale in their scales."""
+    table = g.weights.linears["model.embed_tokens.weight"]
+    if table.bits == 32:
+        scale = g.constant("embedding_scale", g.config.embedding_scale, np.float32)
+        return g.std("Mul", g.std("Gather", table.values, ids), scale)
+    return g.ms(
+        "GatherBlockQuantized",
+        table.values,
+        ids,
+        table.scales,
+        bits=table.bits,
+        block_size=table.group_size,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+
+
+def _stack_pass(
+    g: _Graph, call: _Call, stack: str, slot: int, x: ir.Value, injected: ir.Value
+) -> ir.Value:
+    """One pass of a stack over x + injected, whose first cache slot is `slot`; [1, S, D]."""
+    normed, residual = _magic_norm(g, x, injected)
+    for layer in range(g.config.layers_per_stack):
+        name = f"model.{stack}_module.layers.{layer}."
+        delta = _attention(g, call, name, slot + layer, normed)
+        normed, residual = _magic_norm(g, delta, residual)
+        delta = _mlp(g, name, normed)
+        normed, residual = _magic_norm(g, delta, residual)
+    return normed
+
+
+def _magic_norm(g: _Graph, x: ir.Value, skip: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """(rms_norm(x + skip), x + skip), fused."""
+    outputs = [ir.Value(), ir.Value(name=""), ir.Value(name=""), ir.Value()]
+    g.op_multi_out(
+        "SkipSimplifiedLayerNormalization",
+        [x, skip, g.weights.arrays["ones"]],
+        {"epsilon": g.config.rms_norm_eps},
+        outputs=outputs,
+        domain=MS,
+    )
+    return outputs[0], outputs[3]
+
+
+def _attention(g: _Graph, call: _Call, name: str, slot: int, x: ir.Value) -> ir.Value:
+    """o(sigmoid(gate) * attention(q, k, v)) of one block; appends to cache slot `slot`."""
+    a = g.config.attention_size
+    gqkv = _linear(g, x, name + "attn.gqkv_proj.weight")
+    gate, qkv = g.op_multi_out(
+        "Split", [gqkv, g.constant("gate_qkv", [a, 3 * a])], {"axis": -1}, num_outputs=2
+    )
+    mixed = _grouped_query_attention(g, call, name, slot, qkv)
+    gated = g.std("Mul", g.std("Sigmoid", gate), mixed)
+    return _linear(g, gated, name + "attn.o_proj.weight")
+
+
+def _grouped_query_attention(
+    g: _Graph, call: _Call, name: str, slot: int, qkv: ir.Value
+) -> ir.Value:
+    config, arrays = g.config, g.weights.arrays
+    width = config.head_dim // 2 if g.kv_bits == 4 else config.head_dim
+    shape = [1, config.num_attention_heads, "max_context", width]
+    dtype = KV_DTYPES[g.kv_bits]
+    past = [g.input(f"past_key_values.{slot}.{part}", dtype, shape) for part in ("key", "value")]
+    scales, attributes = [], {}
+    if g.kv_bits < 32:
+        projection = name + "attn.gqkv_proj.weight"
+        scales = [None, arrays[projection + ".k_scale"], arrays[projection + ".v_scale"]]
+        attributes = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+        attributes |= {"kv_cache_bit_width": g.kv_bits}
+    lengths = (call.seqlens_k, call.total)
+    mixed, key, value = g.op_multi_out(
+        "GroupQueryAttention",
+        [qkv, None, None, *past, *lengths, arrays["cos"], arrays["sin"], None, call.bias, *scales],
+        {
+            "num_heads": config.num_attention_heads,
+            "kv_num_heads": config.num_attention_heads,
+            "do_rotary": 1,
+            "causal": int(call.bias is None),
+            **attributes,
+        },
+        num_outputs=3,
+        domain=MS,
+    )
+    g.output(key, f"present.{slot}.key", dtype, shape)
+    g.output(value, f"present.{slot}.value", dtype, shape)
+    return mixed
+
+
+def _mlp(g: _Graph, name: str, x: ir.Value) -> ir.Value:
+    """down(silu(gate) * up) of one block."""
+    f = g.config.intermediate_size
+    both = _linear(g, x, name + "mlp.gate_up_proj.weight")
+    gate, up = g.op_multi_out(
+        "Split", [both, g.constant("gate_up", [f, f])], {"axis": -1}, num_outputs=2
+    )
+    silu = g.std("Mul", gate, g.std("Sigmoid", gate))
+    return _linear(g, g.std("Mul", silu, up), name + "mlp.down_proj.weight")
+
+
+def _linear(g: _Graph, x: ir.Value, name: str) -> ir.Value:
+    """x [1, S, K] times the transposed weight [N, K]."""
+    weight = g.weights.linears[name]
+    if weight.bits == 32:
+        return g.ms(
+            "FusedMatMul",
+            x,
+            weight.values,
+            transB=1,
+        )
+    n, k = weight.shape
+    return g.ms(
+        "MatMulNBits",
+        x,
+        weight.values,
+        weight.scales,
+        N=n,
+        K=k,
+        bits=weight.bits,
+        block_size=weight.group_size,
+        accuracy_level=ACCURACY_INT8,
+    )
+
+
+def _logits(g: _Graph, call: _Call, z_h: ir.Value) -> None:
+    axis0 = g.constant("axis0", [0])
+    before_last = g.std("Sub", call.length, g.constant("axis1", [1]))
+    start = g.std("Where", call.first, before_last, axis0)
+    kept = g.std("Slice", z_h, start, call.length, g.constant("axis1", [1]))
+    logits = _linear(g, kept, "lm_head.weight")
+    g.output(logits, "logits", ir.DataType.FLOAT, [1, "kept", g.config.vocab_size])
+    g.outputs.insert(0, g.outputs.pop())

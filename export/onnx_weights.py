@@ -1,0 +1,113 @@
+"""The external data file of an ONNX model, written tensor by tensor, each shared weight once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from .quantize import quantize
+
+PAGE = 4096  # tensors of a page or more start on one, so that a runtime can map each of them
+LINE = 64
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The initializers of a linear or table [N, K]: float32 values, or codes and their scales."""
+
+    shape: tuple[int, int]
+    bits: int
+    group_size: int
+    values: ir.Value
+    scales: ir.Value | None = None
+
+
+@dataclass
+class Weights:
+    """What the graph is built over: linears and tables by hub name, and plain arrays by name."""
+
+    linears: dict[str, Weight]
+    arrays: dict[str, ir.Value]
+
+    def initializers(self) -> list[ir.Value]:
+        """All initializers of the graph, each once."""
+        values = dict.fromkeys(self.arrays.values())
+        for weight in self.linears.values():
+            values |= dict.fromkeys(v for v in (weight.values, weight.scales) if v is not None)
+        return list(values)
+
+
+class WeightFile:
+    """Appends arrays to one data file and returns initializers that point into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+
+    def __enter__(self) -> "WeightFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def array(self, name: str, array: np.ndarray) -> ir.Value:
+        """Append `array` and return it as the initializer `name`."""
+        alignment = PAGE if array.nbytes >= PAGE else LINE
+        self._file.write(b"\0" * (-self._file.tell() % alignment))
+        offset = self._file.tell()
+        self._file.write(np.ascontiguousarray(array).data)
+        dtype = ir.DataType.from_numpy(array.dtype)
+        return self._initializer(name, offset, array.nbytes, dtype, array.shape)
+
+    def weight(self, name: str, weight: np.ndarray, bits: int, group_size: int) -> Weight:
+        """Append a linear's float32 [N, K] weight with `bits`."""
+        n, k = weight.shape
+        if bits == 32:
+            return Weight((n, k), bits, group_size, self.array(name, weight))
+        quantized = quantize(weight, bits, group_size)
+        codes = self.array(name + ".codes", quantized.codes)
+        scales = self.array(name + ".scales", quantized.scales)
+        return Weight((n, k), bits, group_size, codes, scales)
+
+    def table(self, name: str, weight: np.ndarray, scale: float, bits: int, group: int) -> Weight:
+        """Append an embedding [V, D]; quantized, its rows are `scale` times the weight's."""
+        v, d = weight.shape
+        if bits == 32:
+            return Weight((v, d), bits, group, self.array(name, weight))
+        quantized = quantize(weight, bits, group)
+        codes = quantized.codes.reshape(v, -1)[:, : d * bits // 8]
+        values = self.array(name + ".codes", codes)
+        scales = self.array(name + ".scales", quantized.scales * np.float32(scale))
+        return Weight((v, d), bits, group, values, scales)
+
+    def tied(
+        self, name: str, weight: np.ndarray, scale: float, bits: int, group: int
+    ) -> tuple[Weight, Weight]:
+        """Head and embedding over one table [V, D]; their scales differ, their codes are shared."""
+        v, d = weight.shape
+        if bits == 32:
+            both = self.table(name, weight, scale, bits, group)
+            return both, both
+        quantized = quantize(weight, bits, group)
+        codes = self.array(name + ".head_codes", quantized.codes)
+        rows = self._again(name + ".codes", codes, (v, d * bits // 8))
+        plain = self.array(name + ".head_scales", quantized.scales)
+        scaled = self.array(name + ".scales", quantized.scales * np.float32(scale))
+        return Weight((v, d), bits, group, codes, plain), Weight((v, d), bits, group, rows, scaled)
+
+    def _again(self, name: str, of: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The bytes of the initializer `of` under another name and shape; nothing is written."""
+        tensor = of.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        assert tensor.offset is not None and tensor.length is not None
+        return self._initializer(name, tensor.offset, tensor.length, tensor.dtype, shape)
+
+    def _initializer(
+        self, name: str, offset: int, length: int, dtype: ir.DataType, shape: tuple[int, ...]
+    ) -> ir.Value:
+        tensor = ir.ExternalTensor(
+            self.path.name, offset, length, dtype, shape=ir.Shape(shape), name=name
+        )
+        kind, dims = ir.TensorType(dtype), ir.Shape(shape)
+        return ir.Value(name=name, shape=dims, type=kind, const_value=tensor)

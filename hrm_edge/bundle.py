@@ -1,0 +1,151 @@
+"""The bundle: the directory that an export writes and a device reads, described by manifest.json.
+
+Knows what is in the manifest and how to check the files against it; knows neither how a graph is
+made nor how it is run.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hrm_edge.config import HRMTextConfig, read_json_object
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import sha256
+from hrm_edge.prompt import ANSWER_END, CONDITIONS, PROMPT_END, PROMPT_START
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+PROMPT_FORMAT = {
+    "start": PROMPT_START,
+    "end": PROMPT_END,
+    "answer_end": ANSWER_END,
+    "conditions": CONDITIONS,
+}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the weights are stored. Bits of 32 mean float32; group_size weights share a scale."""
+
+    bits: int
+    group_size: int
+    head_bits: int
+    embedding_bits: int
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """The cache that a session allocates: `slots` K,V pairs of [heads, max_context, head_dim]."""
+
+    bits: int
+    dtype: str  # of a stored element: float32, int8, or uint8 holding two 4-bit values
+    slots: int
+    bytes_per_token: int
+
+    @classmethod
+    def of(cls, config: HRMTextConfig, bits: int) -> "KVCache":
+        """The cache of `config` with values of 32, 8 or 4 bits."""
+        dtype = {32: "float32", 8: "int8", 4: "uint8"}[bits]
+        values = 2 * config.cache_slots * config.attention_size
+        return cls(bits, dtype, config.cache_slots, values * bits // 8)
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """A file of the bundle with its size in bytes and the hex digest of its content."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a device needs to know before it opens a model file."""
+
+    target: str
+    model: HRMTextConfig
+    quantization: Quantization
+    kv_cache: KVCache
+    max_seq_len: int
+    eos_token_ids: tuple[int, ...]
+    files: Mapping[str, BundleFile]
+    made_by: Mapping[str, str]
+    quality: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, directory: Path) -> None:
+        """Write manifest.json into `directory`."""
+        raw = {"format_version": FORMAT_VERSION} | asdict(self)
+        raw |= {"model": self.model.to_dict(), "prompt_format": PROMPT_FORMAT}
+        (directory / MANIFEST).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Read manifest.json. Raises HRMEdgeError if it is missing, odd, or of a later version."""
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise HRMEdgeError(
+                f"{directory}: not a bundle (it has no {MANIFEST}); see hrm-edge export"
+            )
+        raw = read_json_object(path)
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION:
+            later = isinstance(version, int) and version > FORMAT_VERSION
+            then = "update hrm-edge" if later else "export the checkpoint again"
+            raise HRMEdgeError(
+                f"{path}: format_version is {version!r}, not {FORMAT_VERSION}; {then}"
+            )
+        try:
+            return cls(
+                target=raw["target"],
+                model=HRMTextConfig.from_dict(raw["model"], f"{path}: model"),
+                quantization=Quantization(**raw["quantization"]),
+                kv_cache=KVCache(**raw["kv_cache"]),
+                max_seq_len=int(raw["max_seq_len"]),
+                eos_token_ids=tuple(raw["eos_token_ids"]),
+                files={n: BundleFile(**f) for n, f in raw["files"].items()},
+                made_by=raw["made_by"],
+                quality=raw["quality"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise HRMEdgeError(f"{path}: damaged manifest ({error!r}); export again") from None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: the manifest was read and its files are there in full size."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path, verify: bool = False) -> "Bundle":
+        """Open `path`, checking the size of each file and, with `verify`, its sha256.
+
+        Raises HRMEdgeError naming the first file that is missing, truncated or altered.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise HRMEdgeError(f"{path}: no such bundle directory; make one with hrm-edge export")
+        manifest = Manifest.read(path)
+        for name, expected in manifest.files.items():
+            _check(path / name, expected, verify)
+        return cls(path, manifest)
+
+
+def describe_files(directory: Path) -> dict[str, BundleFile]:
+    """Size and sha256 of each file in `directory` but the manifest, by name."""
+    files = sorted(f for f in directory.iterdir() if f.name != MANIFEST)
+    return {f.name: BundleFile(f.stat().st_size, sha256(f)) for f in files}
+
+
+def _check(path: Path, expected: BundleFile, verify: bool) -> None:
+    again = "copy or export the bundle again"
+    if not path.is_file():
+        raise HRMEdgeError(f"{path}: missing from the bundle; {again}")
+    size = path.stat().st_size
+    if size != expected.size:
+        raise HRMEdgeError(f"{path}: {size} bytes, the manifest says {expected.size}; {again}")
+    if verify and sha256(path) != expected.sha256:
+        raise HRMEdgeError(f"{path}: its content differs from what was exported; {again}")

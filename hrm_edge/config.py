@@ -1,0 +1,251 @@
+"""The architecture of an HRM-Text model as a frozen dataclass, read from config.json.
+
+Knows both spellings in use: the hub's, where `num_hidden_layers` counts the layers of one stack,
+and transformers', which rewrites it to the number of KV cache slots and keeps the count of one
+stack in `num_layers_per_stack`. Knows nothing of weights.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrm_edge.errors import HRMEdgeError
+
+STACKS = ("L", "H")
+
+
+@dataclass(frozen=True)
+class HRMTextConfig:
+    """Sizes and constants of an HRM-Text model. D = hidden_size, N = layers_per_stack."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers_per_stack: int
+    num_attention_heads: int
+    head_dim: int
+    H_cycles: int
+    L_cycles: int
+    max_position_embeddings: int
+    embedding_scale: float
+    initializer_range: float
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    prefix_lm: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def attention_size(self) -> int:
+        """Width of q, k, v and the attention gate: num_attention_heads * head_dim."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The stack that each pass of one token applies, in order: L L L H L L L H for H2 x L3."""
+        return (("L",) * self.L_cycles + ("H",)) * self.H_cycles
+
+    @property
+    def cache_slots(self) -> int:
+        """One K,V pair per pass and layer."""
+        return len(self.passes) * self.layers_per_stack
+
+    def slot(self, h: int, inner: int, layer: int) -> int:
+        """The KV cache slot of `layer` in pass `inner` of H cycle `h` (the H pass is L_cycles)."""
+        return (h * (self.L_cycles + 1) + inner) * self.layers_per_stack + layer
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one block: gate, q, k, v, o and the three projections of the MLP."""
+        return 5 * self.hidden_size * self.attention_size + (
+            3 * self.hidden_size * self.intermediate_size
+        )
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Trainable parameters by part. A tied head counts nothing; z_L_init is frozen."""
+        stack, table = self.layers_per_stack * self.layer_parameters, self.vocab_size
+        table *= self.hidden_size
+        head = 0 if self.tie_word_embeddings else table
+        return {"L": stack, "H": stack, "embedding": table, "head": head}
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of a checkpoint in the hub's (fused) form."""
+        d, a, f = self.hidden_size, self.attention_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, d),
+            "model.z_L_init": (d,),
+        }
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, d)
+        for stack in STACKS:
+            for i in range(self.layers_per_stack):
+                block = f"model.{stack}_module.layers.{i}."
+                shapes[block + "attn.gqkv_proj.weight"] = (4 * a, d)
+                shapes[block + "attn.o_proj.weight"] = (d, a)
+                shapes[block + "mlp.gate_up_proj.weight"] = (2 * f, d)
+                shapes[block + "mlp.down_proj.weight"] = (d, f)
+        return shapes
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], where: str = "config.json") -> "HRMTextConfig":
+        """Read either spelling. Raises HRMEdgeError naming the key, its value, what is allowed."""
+        read = _Reader(raw, where)
+        if raw.get("model_type") != "hrm_text":
+            read.fail("model_type", raw.get("model_type"), "'hrm_text'")
+        read.must_be("hidden_act", "silu", "silu")
+        read.must_be("attention_bias", False, False)
+        read.must_be("mlp_bias", False, False)
+        h, inner = read.count("H_cycles"), read.count("L_cycles")
+        layers = read.layers_per_stack(h * (inner + 1))
+        hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
+        if hidden % heads:
+            read.fail("num_attention_heads", heads, f"a divisor of hidden_size {hidden}")
+        read.must_be("num_key_value_heads", heads, heads)
+        head_dim = read.count("head_dim", default=hidden // heads)
+        if head_dim % 2:
+            read.fail("head_dim", head_dim, "an even number (rotary embeddings pair the halves)")
+        spread = read.positive("initializer_range", default=1 / math.sqrt(hidden))
+        vocab = read.count("vocab_size")
+        return cls(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=read.count("intermediate_size"),
+            layers_per_stack=layers,
+            num_attention_heads=heads,
+            head_dim=head_dim,
+            H_cycles=h,
+            L_cycles=inner,
+            max_position_embeddings=read.count("max_position_embeddings"),
+            embedding_scale=read.positive("embedding_scale", default=1 / spread),
+            initializer_range=spread,
+            rope_theta=read.rope_theta(),
+            rms_norm_eps=read.positive("rms_norm_eps", default=1e-6),
+            tie_word_embeddings=read.flag("tie_word_embeddings", default=False),
+            prefix_lm=read.flag("prefix_lm", default=True),
+            pad_token_id=read.token("pad_token_id", vocab),
+            bos_token_id=read.token("bos_token_id", vocab),
+            eos_token_ids=read.tokens("eos_token_id", vocab),
+        )
+
+    @classmethod
+    def from_file(cls, path: Path) -> "HRMTextConfig":
+        """Read a config.json. Raises HRMEdgeError if it is missing, no JSON, or not this model."""
+        return cls.from_dict(read_json_object(path), str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hub's spelling; transformers reads it as well and derives the slots itself."""
+        eos = list(self.eos_token_ids)
+        return {
+            "architectures": ["HrmTextForCausalLM"],
+            "model_type": "hrm_text",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers_per_stack,
+            "num_attention_heads": self.num_attention_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "H_cycles": self.H_cycles,
+            "L_cycles": self.L_cycles,
+            "max_position_embeddings": self.max_position_embeddings,
+            "embedding_scale": self.embedding_scale,
+            "initializer_range": self.initializer_range,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "rms_norm_eps": self.rms_norm_eps,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "prefix_lm": self.prefix_lm,
+            "pad_token_id": self.pad_token_id,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        }
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; HRMEdgeError if the file is missing or holds anything else."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HRMEdgeError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HRMEdgeError(f"{path}: cannot be read ({error})") from None
+    except json.JSONDecodeError as error:
+        raise HRMEdgeError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    if not isinstance(raw, dict):
+        raise HRMEdgeError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+class _Reader:
+    """Reads one config.json key by key; every failure names the file, key, value, expectation."""
+
+    def __init__(self, raw: dict[str, Any], where: str) -> None:
+        self.raw, self.where = raw, where
+
+    def fail(self, key: str, value: object, expected: str) -> None:
+        raise HRMEdgeError(f"{self.where}: {key} is {value!r}, expected {expected}")
+
+    def _checked(self, key: str, default: Any, ok: Callable[[Any], bool], expected: str) -> Any:
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if not ok(value):
+            self.fail(key, value if key in self.raw else "missing", expected)
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        return self._checked(key, default, lambda v: _is_int(v) and v > 0, "a positive integer")
+
+    def positive(self, key: str, default: float) -> float:
+        expected = "a positive number"
+        return float(self._checked(key, default, lambda v: _is_number(v) and v > 0, expected))
+
+    def flag(self, key: str, default: bool) -> bool:
+        return self._checked(key, default, lambda v: isinstance(v, bool), "true or false")
+
+    def must_be(self, key: str, only: object, default: object) -> None:
+        self._checked(key, default, lambda v: v == only, f"{only!r} (nothing else is supported)")
+
+    def token(self, key: str, vocab: int) -> int | None:
+        tokens = self.tokens(key, vocab)
+        return tokens[0] if tokens else None
+
+    def tokens(self, key: str, vocab: int) -> tuple[int, ...]:
+        value = self.raw.get(key)
+        values = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(_is_int(v) and 0 <= v < vocab for v in values):
+            self.fail(key, value, f"token ids below vocab_size {vocab}")
+        return tuple(values)
+
+    def rope_theta(self) -> float:
+        rope = self.raw.get("rope_parameters") or self.raw.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            self.fail("rope_parameters", rope, "an object with rope_type and rope_theta")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            self.fail("rope_parameters.rope_type", kind, "'default' (no other is supported)")
+        theta = rope.get("rope_theta", self.raw.get("rope_theta", 10000.0))
+        if not (_is_number(theta) and theta > 0):
+            self.fail("rope_theta", theta, "a positive number")
+        return float(theta)
+
+    def layers_per_stack(self, passes: int) -> int:
+        listed = self.count("num_hidden_layers")
+        layers = self.count("num_layers_per_stack", default=listed)
+        if listed not in (layers, layers * passes):
+            expected = f"{layers} or {layers * passes} with num_layers_per_stack {layers}"
+            self.fail("num_hidden_layers", listed, expected)
+        return layers
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(float(value))  # type: ignore[arg-type]

@@ -1,0 +1,51 @@
+"""A checkpoint's directory from a path or a Hugging Face id. Fetches data only, never code."""
+
+import re
+from pathlib import Path
+
+from hrm_edge.checkpoint import TOKENIZER_FILES
+from hrm_edge.errors import HRMEdgeError
+
+PATTERNS = ("config.json", "*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES)
+
+
+def resolve(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:
+    """The directory of `source`: itself if it exists, else the hub's snapshot of that id.
+
+    Downloads resume and are cached as huggingface_hub does it (HF_HOME, HF_TOKEN, HF_ENDPOINT).
+    Raises HRMEdgeError if `source` is neither, or cannot be fetched.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    name = str(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise HRMEdgeError(f"{name}: no such directory, and not a Hugging Face id (owner/name)")
+    return _snapshot(name, revision, offline)
+
+
+def _snapshot(name: str, revision: str | None, offline: bool) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    at = f"{name} at revision {revision}" if revision else name
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, local_files_only=offline, allow_patterns=list(PATTERNS)
+            )
+        )
+    except errors.GatedRepoError:
+        raise HRMEdgeError(
+            f"{at}: access is restricted; ask for it on the hub, set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise HRMEdgeError(f"{at}: no such revision on the hub") from None
+    except errors.RepositoryNotFoundError:
+        raise HRMEdgeError(
+            f"{at}: no such directory or model on the hub (private? set HF_TOKEN)"
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        why = "--offline was given" if offline else "the hub cannot be reached"
+        raise HRMEdgeError(f"{at}: not in the local cache, and {why}") from None
+    except Exception as error:  # the HTTP library below differs between versions of the hub's
+        raise HRMEdgeError(f"{at}: download failed ({error})") from None

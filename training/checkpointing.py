@@ -1,0 +1,145 @@
+"""Resumable states of a run (torch.distributed.checkpoint), written atomically; the newest are kept.
+
+A state is a directory `step-00001000` with the model, the optimizer (moving averages included) and
+`run.json`: step, cursor of the sample stream, architecture. A directory appears only when complete,
+so a process killed at any moment leaves the previous state in place.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from hrm_edge.config import HRMTextConfig, read_json_object
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import writing
+from hrm_edge.model import HRMText
+
+from .distributed import World
+from .optimizer import AdamATan2
+
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: optimizer steps done, samples and tokens seen, seconds spent training."""
+
+    step: int = 0
+    cursor: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def states(folder: Path) -> list[Path]:
+    """Complete states, oldest first."""
+    return sorted(folder.glob(PREFIX + "*"))
+
+
+def save_state(
+    folder: Path,
+    model: HRMText,
+    optimizer: AdamATan2,
+    progress: Progress,
+    variant: str,
+    keep: int,
+    world: World,
+) -> Path:
+    """Write a state under `folder` and remove all but the newest `keep`. All processes call.
+
+    Raises HRMEdgeError if the disk is full; the previous states remain.
+    """
+    target = folder / f"{PREFIX}{progress.step:08d}"
+    partial = folder / f".{target.name}.partial"
+    with writing(target):
+        if world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        world.barrier()
+        _save(partial, model, optimizer, world)
+        world.barrier()
+        if world.is_first:
+            header = {"progress": asdict(progress), "variant": variant}
+            header["architecture"] = model.config.to_dict()
+            _finish(partial, target, header)
+    if world.is_first:
+        for old in states(folder)[: -max(1, keep)]:
+            shutil.rmtree(old, ignore_errors=True)
+    world.barrier()
+    return target
+
+
+def _save(partial: Path, model: HRMText, optimizer: AdamATan2, world: World) -> None:
+    weights, moments = get_state_dict(model, optimizer)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a world of one is meant
+            dcp.save(
+                {"model": weights, "optimizer": moments},
+                checkpoint_id=partial,
+                no_dist=world.size == 1,
+            )
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        shutil.rmtree(partial, ignore_errors=True)
+        raise next((c for c in causes if isinstance(c, OSError)), error) from error
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _finish(partial: Path, target: Path, header: dict[str, Any]) -> None:
+    (partial / "run.json").write_text(json.dumps(header, indent=2) + "\n")
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_state(
+    state: Path, model: HRMText, optimizer: AdamATan2, variant: str, world: World
+) -> Progress:
+    """Fill model and optimizer in place, on any number of processes; return the progress.
+
+    Raises HRMEdgeError if the state is of another architecture.
+    """
+    header = read_json_object(state / "run.json")
+    _check_same(state, header, model.config, variant)
+    weights, moments = get_state_dict(model, optimizer)
+    held = {"model": weights, "optimizer": moments}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(held, checkpoint_id=state, no_dist=world.size == 1)
+    set_state_dict(
+        model, optimizer, model_state_dict=held["model"], optim_state_dict=held["optimizer"]
+    )
+    return Progress(**header["progress"])
+
+
+def _check_same(state: Path, header: dict[str, Any], config: HRMTextConfig, variant: str) -> None:
+    old = header["architecture"] | {"variant": header["variant"]}
+    new = config.to_dict() | {"variant": variant}
+    different = [key for key in new if old.get(key) != new[key]]
+    if different:
+        key = different[0]
+        raise HRMEdgeError(
+            f"{state} was trained with {key} {old.get(key)!r}, and the config now gives "
+            f"{new[key]!r}; resume with the same architecture, or train into another directory"
+        )

@@ -1,0 +1,197 @@
+"""Samples: JSONL lines, tokenized once into memory-mapped arrays.
+
+A line is `{"instruction": text, "response": text, "condition"?: "direct" | "synth,cot" | ...,
+"task"?: name}`. Knows nothing of rows, batches or models.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import new_directory
+from hrm_edge.prompt import ANSWER_END, Tokenizer, format_prompt, parse_conditions
+
+SAMPLE = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4"), ("task", "<i4")])
+NO_TASK = "all"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One checked line of a data file."""
+
+    number: int
+    instruction: str
+    response: str
+    conditions: tuple[str, ...]
+    task: str
+
+    @property
+    def prompt(self) -> str:
+        """The prefix with its special tokens spelled out."""
+        return format_prompt(self.instruction, self.conditions)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tokenized samples: `tokens` is one flat array, `table` says where each sample lies in it.
+
+    table: start, prompt (tokens of the prefix), length (prompt and response, end token included),
+    task (index into `tasks`). Both arrays are memory-mapped.
+    """
+
+    tokens: np.ndarray
+    table: np.ndarray
+    tasks: tuple[str, ...]
+    dropped_empty: int
+    dropped_long: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """Input tokens per sample: its last token is only ever a target."""
+        return self.table["length"] - 1
+
+    @classmethod
+    def open(cls, path: Path) -> "Samples":
+        """Open what `tokenize` wrote."""
+        info = json.loads((path / "samples.json").read_text())
+        return cls(
+            np.load(path / "tokens.npy", mmap_mode="r"),
+            np.load(path / "table.npy", mmap_mode="r"),
+            tuple(info["tasks"]),
+            info["dropped_empty"],
+            info["dropped_long"],
+        )
+
+
+def read_lines(path: Path, condition: str = "direct") -> Iterator[Line | None]:
+    """Each line of a JSONL file, None for one with an empty response; blank lines are skipped.
+
+    Raises HRMEdgeError naming file and line for anything else than the object described above.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    yield _parse(text, number, path, condition)
+    except FileNotFoundError:
+        raise HRMEdgeError(f"{path}: no such data file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HRMEdgeError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def _parse(text: str, number: int, path: Path, condition: str) -> Line | None:
+    def fail(problem: str) -> NoReturn:
+        raise HRMEdgeError(f"{path}, line {number}: {problem}")
+
+    try:
+        raw: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        fail(f"not valid JSON ({error.msg})")
+    if not isinstance(raw, dict):
+        fail(f"expected an object with instruction and response, found {type(raw).__name__}")
+    values = {"condition": condition, "task": NO_TASK} | raw
+    for key in ("instruction", "response", "condition", "task"):
+        if not isinstance(values.get(key), str):
+            fail(f"{key} is {values.get(key, 'missing')!r}, expected text")
+    if not values["response"].strip():
+        return None
+    if not values["instruction"].strip():
+        fail("instruction is empty")
+    try:
+        conditions = parse_conditions(values["condition"])
+    except HRMEdgeError as error:
+        fail(str(error))
+    return Line(number, values["instruction"], values["response"], conditions, values["task"])
+
+
+def checked_lines(path: Path, condition: str) -> tuple[list[Line], int]:
+    """All usable lines and the number dropped for an empty response; HRMEdgeError if none."""
+    lines = list(read_lines(path, condition))
+    kept = [line for line in lines if line is not None]
+    if not kept:
+        raise HRMEdgeError(
+            f"{path}: no usable line ({len(lines)} with an empty response); expected one "
+            '{"instruction": ..., "response": ...} object per line'
+        )
+    return kept, len(lines) - len(kept)
+
+
+def tokenize(
+    path: Path,
+    tokenizer_path: Path,
+    cache: Path,
+    *,
+    condition: str = "direct",
+    longest: int = 128,
+    too_long: str = "error",
+) -> Samples:
+    """Tokenize `path` into a directory under `cache` named by what it depends on; reuse it if there.
+
+    `longest` is the most input tokens a sample may have; a longer one is an HRMEdgeError naming its
+    line (too_long "error"), or is dropped and counted ("drop").
+    """
+    target = cache / _fingerprint(path, tokenizer_path, condition, longest, too_long)
+    if not target.is_dir():
+        lines, empty = checked_lines(path, condition)
+        tokenizer = Tokenizer(tokenizer_path)
+        table, pieces, long = [], [], 0
+        tasks = {name: i for i, name in enumerate(sorted({line.task for line in lines}))}
+        start = 0
+        for line, prompt, ids in _encoded(lines, tokenizer):
+            if len(ids) - 1 > longest:
+                _check_drop(too_long, path, line, len(ids), longest)
+                long += 1
+                continue
+            table.append((start, prompt, len(ids), tasks[line.task]))
+            pieces.append(np.asarray(ids, _token_dtype(tokenizer.vocab_size)))
+            start += len(ids)
+        if not table:
+            raise HRMEdgeError(f"{path}: all {long} samples exceed data.row_length {longest}")
+        info = {"tasks": list(tasks), "dropped_empty": empty, "dropped_long": long}
+        _write(target, np.concatenate(pieces), np.array(table, SAMPLE), info)
+    return Samples.open(target)
+
+
+def _encoded(lines: list[Line], tokenizer: Tokenizer) -> Iterator[tuple[Line, int, list[int]]]:
+    for line in lines:
+        prompt = tokenizer.encode(line.prompt)
+        yield line, len(prompt), prompt + tokenizer.encode(line.response + ANSWER_END)
+
+
+def _check_drop(too_long: str, path: Path, line: Line, length: int, longest: int) -> None:
+    if too_long != "drop":
+        raise HRMEdgeError(
+            f"{path}, line {line.number}: the sample takes {length - 1} tokens, expected at most "
+            f"data.row_length {longest}; raise it, or set data.too_long: drop"
+        )
+
+
+def _token_dtype(vocab_size: int) -> type[np.generic]:
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _write(target: Path, tokens: np.ndarray, table: np.ndarray, info: dict[str, Any]) -> None:
+    with new_directory(target) as partial:
+        np.save(partial / "tokens.npy", tokens)
+        np.save(partial / "table.npy", table)
+        (partial / "samples.json").write_text(json.dumps(info))
+
+
+def _fingerprint(path: Path, tokenizer: Path, *settings: object) -> str:
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    digest = hashlib.sha256(repr(settings).encode())
+    for source in (path, file):
+        try:
+            digest.update(source.read_bytes())
+        except OSError as error:
+            raise HRMEdgeError(f"{source}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""Exact match, token accuracy and loss of held-out samples, per task.
+
+One forward scores a sample: greedy decoding reproduces the reference answer exactly when, fed the
+answer's own tokens, the model ranks each of them first, the end token included. (An answer spelled
+with other tokens counts as wrong, so this is a lower bound on matching text.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hrm_edge.model import HRMText
+
+from .data import Samples
+from .distributed import World, reshard
+from .objective import outcome
+from .packing import best_fit, build_rows
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one task: mean loss per answer token (nats), shares of tokens and of answers right."""
+
+    samples: int
+    loss: float
+    token_accuracy: float
+    exact_match: float
+
+
+def choose(samples: Samples, per_task: int) -> np.ndarray:
+    """Indices of the first `per_task` samples of each task; 0 = all."""
+    task = samples.table["task"]
+    if not per_task:
+        return np.arange(len(samples))
+    return np.concatenate([np.flatnonzero(task == t)[:per_task] for t in range(len(samples.tasks))])
+
+
+def batches(lengths: np.ndarray, rows: int, capacity: int) -> list[list[list[int]]]:
+    """Pack all samples into batches of `rows` rows: indices into `lengths` per row and batch."""
+    most = min(len(lengths), len(lengths) * int(lengths.max()) // capacity + 1 + rows)
+    low = max(1, int(lengths.sum()) // capacity)
+    bins = next(b for n in range(low, most + len(lengths) + 1) if (b := _pack(lengths, n, capacity)))
+    bins += [[] for _ in range(-len(bins) % rows)]
+    return [bins[i : i + rows] for i in range(0, len(bins), rows)]
+
+
+def _pack(lengths: np.ndarray, rows: int, capacity: int) -> list[list[int]] | None:
+    return best_fit(lengths.tolist(), rows, capacity)
+
+
+@torch.no_grad()
+def evaluate(
+    model: HRMText,
+    samples: Samples,
+    world: World,
+    *,
+    rows: int,
+    capacity: int,
+    per_task: int = 0,
+    precision: str = "fp32",
+) -> dict[str, Score]:
+    """Score `samples` with the model as it is; the processes share the work and all get the result."""
+    chosen = choose(samples, per_task)
+    totals = torch.zeros(len(samples.tasks), 5, dtype=torch.float64)
+    work = batches(samples.slots[chosen], rows, capacity)
+    for i in range(-(-len(work) // world.size)):
+        mine = i * world.size + world.rank  # every process runs as often: forwards are collective
+        bins = [[int(chosen[k]) for k in row] for row in work[min(mine, len(work) - 1)]]
+        found = _score(model, samples, bins, world, capacity, precision)
+        totals += found if mine < len(work) else 0
+    reshard(model)
+    totals = world.total(totals.to(world.device, torch.float32)).cpu()
+    return {name: _mean(totals[i].tolist()) for i, name in enumerate(samples.tasks)}
+
+
+def _score(
+    model: HRMText,
+    samples: Samples,
+    bins: list[list[int]],
+    world: World,
+    capacity: int,
+    precision: str,
+) -> torch.Tensor:
+    """Sums per task [tasks, 5]: samples, answers right, tokens, tokens right, loss."""
+    rows = build_rows(samples, bins, capacity).to(world.device)
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        result = outcome(model, rows)
+    most = max(1, max(len(row) for row in bins))
+    row = result.select // capacity
+    sample = (row * most + rows.segments.flatten()[result.select]).cpu()
+    sums = torch.zeros(len(bins) * most, 3, dtype=torch.float64)
+    hits, losses = result.hits.double().cpu(), result.losses.double().cpu()
+    sums.index_add_(0, sample, torch.stack((torch.ones_like(hits), hits, losses), 1))
+    totals = torch.zeros(len(samples.tasks), 5, dtype=torch.float64)
+    for r, indices in enumerate(bins):
+        for k, index in enumerate(indices):
+            tokens, right, loss = sums[r * most + k].tolist()
+            task = int(samples.table[index]["task"])
+            totals[task] += torch.tensor([1, tokens == right, tokens, right, loss])
+    return totals
+
+
+def _mean(sums: list[float]) -> Score:
+    samples, exact, tokens, right, loss = sums
+    tokens, count = max(tokens, 1), max(samples, 1)
+    return Score(int(samples), loss / tokens, right / tokens, exact / count)

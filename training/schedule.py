@@ -1,0 +1,24 @@
+"""What changes with the step: the learning rate and the back-propagation horizon."""
+
+import math
+
+from .config import OptimizerSettings
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Rate of `step` (1 to steps): linear warm-up, then a cosine from lr to lr * lr_min_ratio."""
+    warmup = settings.warmup_steps
+    if step < warmup:
+        return settings.lr * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.lr * (settings.lr_min_ratio + (1 - settings.lr_min_ratio) * cosine)
+
+
+def bp_passes(settings: OptimizerSettings, step: int, steps: int) -> int:
+    """Stack passes that back-propagation reaches at `step`: bp_min, growing linearly to bp_max over
+    the first `bp_warmup` of the steps (the reference trainer's compute_train_extra_args).
+    """
+    warmup = steps * settings.bp_warmup
+    progress = min(1.0, step / warmup) if warmup > 0 else 1.0
+    return settings.bp_min + int(progress * (settings.bp_max - settings.bp_min))
