@@ -176,7 +176,7 @@ def tokenizer_corpus(rows: Iterable[Row]) -> Iterator[str]:
     """Text to learn merges from: everything but words in capitals, whose letters stay apart."""
     for row in rows:
         for text in (row["instruction"], row["response"]):
-            yield re.sub(r"(,? ?\b[^\Wa-z\d_]{2,}\b)+", "", text)
+            yield re.sub(r"(,? ?[^\Wa-z\d]{2,})+", "", text)
 
 
 def _match(pattern: str, question: str) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 One graph serves prefill, decode and the checking of drafts. Inputs are `input_ids` [1, S],
 `attention_mask` [1, past + S] and, for each cache slot N, `past_key_values.N.key` and `.value`
 [1, heads, max_context, head_dim]; outputs are `logits` and `present.N.key`, `.value`, which may be
-the same buffers. The call with past = 0 is the prefix: bidirectional, and only its last position
-gets logits, [1, 1, V]. Every later call is causal and gets logits [1, S, V].
+the same buffers. The call with past = 0 is the prefix, bidirectional; every later call is causal.
+Logits are [1, S, V], or of the last positions alone if the optional input `logits_to_keep` says
+how many (0, its default, keeps all).
 
 Every RMSNorm of the model follows an addition, so each is one SkipSimplifiedLayerNormalization:
 `magic_norm(x, skip) -> (rms_norm(x + skip), x + skip)`.
@@ -48,7 +49,6 @@ class _Call:
     """What all attention nodes of a call share."""
 
     length: ir.Value  # [1] S
-    first: ir.Value  # [] bool, past == 0
     seqlens_k: ir.Value  # int32 [1], past + S - 1
     total: ir.Value  # int32 [], past + S
     bias: ir.Value | None  # [1, 1, S, past + S]; None where every call is causal
@@ -119,7 +119,7 @@ def _call(g: _Graph, ids: ir.Value, mask: ir.Value) -> _Call:
         bias = g.std("Unsqueeze", bias, g.constant("axes01", [0, 1]))
     int32 = ir.DataType.INT32
     last = g.std("Unsqueeze", g.cast(g.std("Sub", total, one), int32), axis0)
-    return _Call(g.std("Unsqueeze", length, axis0), first, last, g.cast(total, int32), bias)
+    return _Call(g.std("Unsqueeze", length, axis0), last, g.cast(total, int32), bias)
 
 
 def _embed(g: _Graph, ids: ir.Value) -> ir.Value:
@@ -248,10 +248,11 @@ def _linear(g: _Graph, x: ir.Value, name: str) -> ir.Value:
 
 
 def _logits(g: _Graph, call: _Call, z_h: ir.Value) -> None:
-    axis0 = g.constant("axis0", [0])
-    before_last = g.std("Sub", call.length, g.constant("axis1", [1]))
-    start = g.std("Where", call.first, before_last, axis0)
-    kept = g.std("Slice", z_h, start, call.length, g.constant("axis1", [1]))
+    zero, last_axis = g.constant("axis0", [0]), g.constant("axis1", [1])
+    keep = g.initializer(ir.tensor(np.zeros(1, np.int64), name="logits_to_keep"))
+    g.inputs.insert(2, keep)  # an input with an initializer is optional
+    start = g.std("Where", g.std("Equal", keep, zero), zero, g.std("Sub", call.length, keep))
+    kept = g.std("Slice", z_h, start, call.length, last_axis)
     logits = _linear(g, kept, "lm_head.weight")
     g.output(logits, "logits", ir.DataType.FLOAT, [1, "kept", g.config.vocab_size])
     g.outputs.insert(0, g.outputs.pop())

@@ -39,23 +39,26 @@ class OnnxSession:
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Forget everything and read `ids` as the prefix; logits [V] of the last position."""
         self.length = 0
-        return self._run(ids)[-1]
+        return self._run(ids, keep=1)[0]
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`, causally; logits [len(ids), V], float32."""
         assert self.length > 0, "decode before prefill"
-        return self._run(ids)
+        return self._run(ids, keep=0)
 
     def rewind(self, length: int) -> None:
         """Forget all tokens past the first `length`, which must be 1 to the current length."""
         assert 1 <= length <= self.length, (length, self.length)
         self.length = length
 
-    def _run(self, ids: Sequence[int]) -> np.ndarray:
+    def _run(self, ids: Sequence[int], keep: int) -> np.ndarray:
         total = self.length + len(ids)
         assert len(ids) > 0 and total <= self.max_context, (len(ids), total, self.max_context)
         self._binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
         self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        # An optional input: the binding knows no NodeArg of that name and takes an OrtValue only.
+        kept = ort.OrtValue.ortvalue_from_numpy(np.array([keep], np.int64))
+        self._binding.bind_ortvalue_input("logits_to_keep", kept)
         self._binding.bind_output(LOGITS)
         self._session.run_with_iobinding(self._binding)
         self.length = total
