@@ -15,29 +15,32 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import reasoning_gym
 from reasoning_gym.algorithmic.word_sorting import TextTransformation
 
+from hrm_edge.training.tokenizer import train_tokenizer, write_tokenizer
+
 Row = dict[str, str]  # instruction, response, condition, task
 Rewrite = Callable[[str, str], tuple[str, str] | None]  # None: draw another one instead
 
 FIRST_SEED = {"test": 0, "valid": 1_000_000, "train": 2_000_000}
+VOCAB_SIZE, TOKENIZER_SAMPLE, CONTEXT = 512, 50_000, 512
 HELD_OUT = {"test": 200, "valid": 50}  # per family; train takes Family.samples
 MALE_NAMES = ["James", "John", "Robert", "Michael", "David", "Peter", "Daniel", "George"]
 FEMALE_NAMES = ["Mary", "Sarah", "Emma", "Laura", "Susan", "Alice", "Helen", "Nancy"]
 
 
-def as_is(question: str, answer: str) -> tuple[str, str]:
-    return question, answer
-
-
 def spell_backward(question: str, answer: str) -> tuple[str, str]:
     word = _match(r"Spell this word backward .*: (\w+)", question)[0]
     return f"Spell this word backward: {word.upper()}", answer.upper()
+
+
+def chain_sum(question: str, answer: str) -> tuple[str, str]:
+    return f"Calculate {_match(r'.*problem: (.*) =', question)[0]}", answer
 
 
 def number_sorting(question: str, answer: str) -> tuple[str, str]:
@@ -51,7 +54,7 @@ def number_filtering(question: str, answer: str) -> tuple[str, str]:
 
 def letter_counting(question: str, answer: str) -> tuple[str, str]:
     letter, text = _match(r'How many .* letter "(.)" appear in the text: "(.*)"\?', question)
-    return f'How many times does "{letter.upper()}" appear in "{text.upper()}"?', answer
+    return f'How many "{letter.upper()}" in "{text.upper()}"?', answer
 
 
 def word_sorting(question: str, answer: str) -> tuple[str, str]:
@@ -60,9 +63,8 @@ def word_sorting(question: str, answer: str) -> tuple[str, str]:
 
 
 def mini_sudoku(question: str, answer: str) -> tuple[str, str]:
-    return _match(r".*\n(Solve this 4x4 Mini Sudoku puzzle:\n[\d_ \n]+)\nFormat", question)[
-        0
-    ], answer
+    puzzle = _match(r".*\nSolve this 4x4 Mini Sudoku puzzle:\n([\d_ \n]+)\nFormat", question)[0]
+    return f"Solve this 4x4 Mini Sudoku:\n{puzzle.replace(' ', '')}", answer.replace(" ", "")
 
 
 def family_relationships(question: str, answer: str) -> tuple[str, str] | None:
@@ -75,50 +77,53 @@ def family_relationships(question: str, answer: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Family:
-    """One reasoning-gym data set: its settings, our wording, and how many questions to train on."""
+    """One reasoning-gym data set: how many questions to train on, our wording, its settings."""
 
     name: str
     samples: int
-    rewrite: Rewrite = as_is
-    settings: dict[str, Any] = field(default_factory=dict)
+    rewrite: Rewrite
+    settings: dict[str, Any]
+    repeats: int = 1  # a family with few distinct questions is shown this often per epoch
 
 
 FAMILIES = (
-    Family("spell_backward", 40_000, spell_backward, {"min_word_len": 3, "max_word_len": 8}),
+    Family("spell_backward", 30_000, spell_backward, {"min_word_len": 3, "max_word_len": 8}),
     Family(
         "chain_sum",
-        100_000,
-        settings={"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
+        16_000,  # of 16,400 that there are
+        chain_sum,
+        {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+        repeats=4,
     ),
     Family(
         "number_sorting",
-        60_000,
+        40_000,
         number_sorting,
         {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0, "min_value": 0, "max_value": 99},
     ),
     Family(
         "number_filtering",
-        60_000,
+        40_000,
         number_filtering,
         {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0},
     ),
-    Family("letter_counting", 60_000, letter_counting, {"min_words": 2, "max_words": 4}),
+    Family("letter_counting", 60_000, letter_counting, {"min_words": 2, "max_words": 3}),
     Family(
         "word_sorting",
-        60_000,
+        50_000,
         word_sorting,
         {
             "min_words": 3,
-            "max_words": 4,
+            "max_words": 3,
             "min_word_length": 3,
             "max_word_length": 5,
             "transformation": TextTransformation.UPPERCASE,
         },
     ),
-    Family("mini_sudoku", 60_000, mini_sudoku, {"min_empty": 4, "max_empty": 8}),
+    Family("mini_sudoku", 50_000, mini_sudoku, {"min_empty": 4, "max_empty": 8}),
     Family(
         "family_relationships",
-        60_000,
+        30_000,
         family_relationships,
         {
             "min_family_size": 4,
@@ -167,7 +172,8 @@ def splits(families: Iterable[Family] = FAMILIES) -> dict[str, list[Row]]:
         seen: set[str] = set()
         for split in rows:  # the held-out ones first: training gets what they leave
             count = HELD_OUT.get(split, family.samples)
-            rows[split] += take(draw(family, split), count, seen)
+            taken = take(draw(family, split), count, seen)
+            rows[split] += taken * (family.repeats if split == "train" else 1)
     random.Random(0).shuffle(rows["train"])
     return rows
 
@@ -176,7 +182,7 @@ def tokenizer_corpus(rows: Iterable[Row]) -> Iterator[str]:
     """Text to learn merges from: everything but words in capitals, whose letters stay apart."""
     for row in rows:
         for text in (row["instruction"], row["response"]):
-            yield re.sub(r"(,? ?[^\Wa-z\d]{2,})+", "", text)
+            yield re.sub(r"(,? ?[^\Wa-z\d]{2,})+|_", "", text)
 
 
 def _match(pattern: str, question: str) -> tuple[str, ...]:
@@ -186,14 +192,17 @@ def _match(pattern: str, question: str) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="directory for train.jsonl, valid.jsonl, test.jsonl")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("out", type=Path, help="directory for the three JSONL files and tokenizer/")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits().items():
+    data = splits()
+    for split, rows in data.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{split}: {len(lines)} questions")
+    corpus = tokenizer_corpus(data["train"][:TOKENIZER_SAMPLE])
+    write_tokenizer(train_tokenizer(corpus, VOCAB_SIZE), out / "tokenizer", CONTEXT)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def tensors(config: HRMTextConfig, seed: int = 0) -> Iterator[tuple[str, np.ndar
 
 
 def write_tokenizer(directory: Path, vocab: int) -> None:
-    """Write a byte-level tokenizer.json of `vocab` tokens with the special tokens in their places."""
+    """Write a byte-level tokenizer.json of `vocab` tokens, the special ones in their places."""
     special = {i: f"<|special_{i}|>" for i in range(14)} | {i: t for t, i in SPECIAL_TOKENS.items()}
     names = [special[i] for i in range(14)] + sorted(pre_tokenizers.ByteLevel.alphabet())
     names += [f"<|unused_{i}|>" for i in range(len(names), vocab)]

@@ -29,7 +29,7 @@ def new_directory(out: Path, force: bool = False) -> Iterator[Path]:
     try:
         with writing(out):
             yield partial
-            partial.chmod(0o777 & ~_umask())
+            _open_up(partial)
             _replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -82,7 +82,10 @@ def _replace(partial: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
+def _open_up(directory: Path) -> None:
+    """Give the directory and its files the permissions that the umask says; some writers don't."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    directory.chmod(0o777 & ~mask)
+    for file in directory.iterdir():
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)

@@ -46,10 +46,10 @@ class OnnxSession:
         assert self.length > 0, "decode before prefill"
         return self._run(ids, keep=0)
 
-    def rewind(self, length: int) -> None:
-        """Forget all tokens past the first `length`, which must be 1 to the current length."""
-        assert 1 <= length <= self.length, (length, self.length)
-        self.length = length
+    def rewind(self, n: int) -> None:
+        """Forget the last `n` tokens; the first one of a sequence stays."""
+        assert 0 <= n < self.length, (n, self.length)
+        self.length -= n
 
     def _run(self, ids: Sequence[int], keep: int) -> np.ndarray:
         total = self.length + len(ids)

@@ -38,15 +38,10 @@ def choose(samples: Samples, per_task: int) -> np.ndarray:
 
 def batches(lengths: np.ndarray, rows: int, capacity: int) -> list[list[list[int]]]:
     """Pack all samples into batches of `rows` rows: indices into `lengths` per row and batch."""
-    most = min(len(lengths), len(lengths) * int(lengths.max()) // capacity + 1 + rows)
-    low = max(1, int(lengths.sum()) // capacity)
-    bins = next(b for n in range(low, most + len(lengths) + 1) if (b := _pack(lengths, n, capacity)))
+    bins = best_fit(lengths.tolist(), capacity)
+    assert bins is not None, f"a sample of {lengths.max()} tokens does not fit a row of {capacity}"
     bins += [[] for _ in range(-len(bins) % rows)]
     return [bins[i : i + rows] for i in range(0, len(bins), rows)]
-
-
-def _pack(lengths: np.ndarray, rows: int, capacity: int) -> list[list[int]] | None:
-    return best_fit(lengths.tolist(), rows, capacity)
 
 
 @torch.no_grad()

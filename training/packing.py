@@ -69,17 +69,22 @@ class Stream:
         return self._orders[epoch]
 
 
-def best_fit(lengths: Sequence[int], rows: int, capacity: int) -> list[list[int]] | None:
-    """Place every item into one of `rows` bins, best-fit decreasing; None if one does not fit.
+def best_fit(
+    lengths: Sequence[int], capacity: int, rows: int | None = None
+) -> list[list[int]] | None:
+    """Place every item into rows of `capacity`, best-fit decreasing: indices of the items per row.
 
-    Returns the items' indices per bin.
+    None if `rows` are given and do not suffice; without it, rows are opened as needed.
     """
-    free = [(capacity, r) for r in range(rows)]  # sorted by free space
-    bins: list[list[int]] = [[] for _ in range(rows)]
+    free = [(capacity, r) for r in range(rows or 0)]  # sorted by free space
+    bins: list[list[int]] = [[] for _ in free]
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         at = bisect.bisect_left(free, (lengths[item], -1))
         if at == len(free):
-            return None
+            if rows is not None or lengths[item] > capacity:
+                return None
+            free.append((capacity, len(bins)))
+            bins.append([])
         space, row = free.pop(at)
         bins[row].append(item)
         bisect.insort(free, (space - lengths[item], row))
@@ -95,12 +100,12 @@ def next_bins(stream: Stream, slots: np.ndarray, rows: int, capacity: int) -> li
     guess = max(rows, int(rows * capacity / max(1.0, float(slots.mean())) * 1.25) + 1)
     order = stream.peek(guess)
     lengths = slots[order].tolist()
-    fits, best = 1, best_fit(lengths[:1], rows, capacity)
+    fits, best = 1, best_fit(lengths[:1], capacity, rows)
     assert best is not None, f"a sample of {lengths[0]} tokens does not fit a row of {capacity}"
     beyond = int(np.searchsorted(np.cumsum(lengths), rows * capacity, side="right")) + 1
     while beyond - fits > 1:
         middle = (fits + beyond) // 2
-        bins = best_fit(lengths[:middle], rows, capacity)
+        bins = best_fit(lengths[:middle], capacity, rows)
         if bins is None:
             beyond = middle
         else:

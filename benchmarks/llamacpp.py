@@ -1,0 +1,392 @@
+"""Drives the prebuilt llama.cpp of the npm package node-llama-cpp through its C interface.
+
+    cd benchmarks && npm ci --ignore-scripts       # once: fetches the shared library, builds nothing
+    python -m benchmarks.llamacpp model.gguf --depth 0,1000 --prefill 256 --decode 16 --json
+
+`Llama` has the shape of our sessions (`prefill`, `decode`, `rewind`) and, beyond them, logits of
+every position and bidirectional attention for one call. `measure` is what the command prints. The
+structures below are those of llama.h at tag v0.5.0, so the library's release is checked.
+"""
+
+import ctypes as c
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from hrm_edge.errors import HRMEdgeError
+
+RELEASE = "v0.5.0"
+FOLDER_VARIABLE = "HRM_EDGE_LLAMACPP"  # the folder that holds libllama, instead of node_modules
+CPUS = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+P = c.c_void_p
+
+
+class ModelParams(c.Structure):
+    """llama_model_params."""
+
+    _fields_ = [  # noqa: RUF012 (ctypes reads a list here)
+        *((name, P) for name in ("devices", "tensor_buft_overrides")),
+        *((n, c.c_int) for n in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode")),
+        ("main_gpu", c.c_int),
+        *((n, P) for n in ("tensor_split", "progress_callback", "progress_data", "kv_overrides")),
+        *((n, c.c_bool) for n in ("vocab_only", "check_tensors", "use_extra_bufts")),
+        *((n, c.c_bool) for n in ("no_host", "no_alloc", "load_mtp")),
+    ]
+
+
+class ContextParams(c.Structure):
+    """llama_context_params."""
+
+    _fields_ = [  # noqa: RUF012
+        *((n, c.c_uint32) for n in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_rs_seq")),
+        *((n, c.c_uint32) for n in ("n_outputs_max", "n_outputs_max_per_seq")),
+        *((n, c.c_int) for n in ("n_threads", "n_threads_batch", "ctx_type", "rope_scaling_type")),
+        *((n, c.c_int) for n in ("pooling_type", "attention_type", "flash_attn_type")),
+        *((n, c.c_float) for n in ("rope_freq_base", "rope_freq_scale", "yarn_ext_factor")),
+        *((n, c.c_float) for n in ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")),
+        ("yarn_orig_ctx", c.c_uint32),
+        ("defrag_thold", c.c_float),
+        *((n, P) for n in ("cb_eval", "cb_eval_data")),
+        *((n, c.c_int) for n in ("type_k", "type_v")),
+        *((n, P) for n in ("abort_callback", "abort_data")),
+        *((n, c.c_bool) for n in ("embeddings", "offload_kqv", "no_perf", "op_offload")),
+        *((n, c.c_bool) for n in ("swa_full", "kv_unified")),
+        ("samplers", P),
+        ("n_samplers", c.c_size_t),
+        ("ctx_other", P),
+    ]
+
+
+class Batch(c.Structure):
+    """llama_batch."""
+
+    _fields_ = [  # noqa: RUF012
+        ("n_tokens", c.c_int32),
+        *((n, P) for n in ("token", "embd", "pos", "n_seq_id", "seq_id", "logits")),
+    ]
+
+
+LogCallback = c.CFUNCTYPE(None, c.c_int, c.c_char_p, P)
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "llama_log_set": (None, [LogCallback, P]),
+    "llama_model_default_params": (ModelParams, []),
+    "llama_context_default_params": (ContextParams, []),
+    "llama_model_load_from_file": (P, [c.c_char_p, ModelParams]),
+    "llama_init_from_model": (P, [P, ContextParams]),
+    "llama_model_get_vocab": (P, [P]),
+    "llama_vocab_n_tokens": (c.c_int32, [P]),
+    "llama_vocab_eos": (c.c_int32, [P]),
+    "llama_get_memory": (P, [P]),
+    "llama_memory_clear": (None, [P, c.c_bool]),
+    "llama_memory_seq_rm": (c.c_bool, [P, c.c_int32, c.c_int32, c.c_int32]),
+    "llama_set_causal_attn": (None, [P, c.c_bool]),
+    "llama_decode": (c.c_int32, [P, Batch]),
+    "llama_get_logits": (c.POINTER(c.c_float), [P]),
+    "llama_tokenize": (
+        c.c_int32,
+        [P, c.c_char_p, c.c_int32, c.POINTER(c.c_int32), c.c_int32, c.c_bool, c.c_bool],
+    ),
+    "llama_free": (None, [P]),
+    "llama_model_free": (None, [P]),
+}
+
+
+class Llama:
+    """One sequence over one loaded GGUF file, on the CPU."""
+
+    def __init__(
+        self,
+        path: Path,
+        context: int = 512,
+        threads: int | None = None,
+        kv: str = "f16",
+        flash: str = "auto",
+        batch: int = 512,
+    ) -> None:
+        """Load `path` with room for `context` tokens; `batch` tokens are computed at once.
+
+        `kv` is one of KV_TYPES, `flash` one of FLASH_ATTENTION. Raises HRMEdgeError with
+        llama.cpp's own last words if it refuses the file.
+        """
+        self._api, self._messages = library()
+        self._messages.clear()
+        params = self._api.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._context: int | None = None
+        self._model = self._api.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            said = "; ".join(self._messages) or "no reason given"
+            raise HRMEdgeError(f"{path}: llama.cpp {RELEASE} cannot load it ({said})")
+        threads = threads or os.cpu_count() or 1
+        self._context = self._new_context(context, threads, KV_TYPES[kv], flash, batch)
+        self._vocab = self._api.llama_model_get_vocab(self._model)
+        self.vocab_size: int = self._api.llama_vocab_n_tokens(self._vocab)
+        self.eos: int = self._api.llama_vocab_eos(self._vocab)
+        self.max_context, self.batch, self.length = context, batch, 0
+
+    def prefill(self, ids: Sequence[int], causal: bool = True) -> np.ndarray:
+        """Forget everything and read `ids`; logits [V] of the last position.
+
+        With `causal` False the prompt attends in both directions; it must then fit `batch`.
+        """
+        self.rewind(0)
+        assert causal or len(ids) <= self.batch, (len(ids), self.batch)
+        self._api.llama_set_causal_attn(self._context, causal)
+        logits = [self._run(ids[i : i + self.batch], False) for i in range(0, len(ids), self.batch)]
+        self._api.llama_set_causal_attn(self._context, True)
+        return logits[-1][0]
+
+    def decode(self, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids` (at most `batch`), causally; logits [len(ids), V], float32."""
+        return self._run(ids, True)
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens past the first `length`; 0 forgets everything."""
+        assert 0 <= length <= max(self.length, 0), (length, self.length)
+        memory = self._api.llama_get_memory(self._context)
+        if length:
+            assert self._api.llama_memory_seq_rm(memory, 0, length, -1)
+        else:
+            self._api.llama_memory_clear(memory, False)
+        self.length = length
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, spelled special tokens becoming their ids; adds none of its own."""
+        raw = text.encode()
+        ids = (c.c_int32 * (len(raw) + 8))()
+        count = self._api.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, True)
+        assert count >= 0, (count, len(raw))
+        return list(ids[:count])
+
+    def close(self) -> None:
+        """Free model and context."""
+        if self._context:
+            self._api.llama_free(self._context)
+        if self._model:
+            self._api.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def __enter__(self) -> "Llama":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _new_context(self, context: int, threads: int, kv: int, flash: str, batch: int) -> int:
+        params = self._api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = context, batch, batch
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = kv
+        params.flash_attn_type = FLASH_ATTENTION[flash]
+        params.no_perf = True
+        made = self._api.llama_init_from_model(self._model, params)
+        if not made:
+            said = "; ".join(self._messages) or "no reason given"
+            self.close()
+            raise HRMEdgeError(f"llama.cpp cannot make a context of {context} tokens ({said})")
+        return made
+
+    def _run(self, ids: Sequence[int], every: bool) -> np.ndarray:
+        n = len(ids)
+        assert 0 < n <= self.batch and self.length + n <= self.max_context, (n, self.length)
+        keep = (c.c_int8 * n)(*([int(every)] * (n - 1) + [1]))
+        sequences = (c.c_int32 * 1)(0)
+        arrays = (
+            (c.c_int32 * n)(*ids),
+            None,
+            (c.c_int32 * n)(*range(self.length, self.length + n)),
+            (c.c_int32 * n)(*([1] * n)),
+            (P * n)(*([c.addressof(sequences)] * n)),
+            keep,
+        )
+        pointers = [c.cast(a, P) if a is not None else None for a in arrays]
+        code = self._api.llama_decode(self._context, Batch(n, *pointers))
+        if code:
+            raise RuntimeError(f"llama_decode returned {code}: {'; '.join(self._messages)}")
+        self.length += n
+        rows = n if every else 1
+        logits = self._api.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, (rows, self.vocab_size)).copy()
+
+
+@cache
+def library() -> tuple[Any, list[str]]:
+    """llama.cpp's functions, and the list that its warnings and errors are appended to.
+
+    Raises HRMEdgeError if the library is not installed or of another release.
+    """
+    folder = library_folder()
+    for name in ("libggml-base.so", f"libggml.{RELEASE}.so"):
+        backends = c.CDLL(str(folder / name), mode=c.RTLD_GLOBAL)
+    api = c.CDLL(str(folder / f"libllama.{RELEASE}.so"))
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(api, name)
+        function.restype, function.argtypes = result, arguments
+    messages: list[str] = []
+
+    @LogCallback
+    def log(level: int, text: bytes, _: int) -> None:
+        if level >= 3:  # GGML_LOG_LEVEL_WARN
+            messages.append(text.decode(errors="replace").strip())
+
+    api.llama_log_set(log, None)
+    api.kept_log_callback = log
+    backends.ggml_backend_load_all_from_path.argtypes = [c.c_char_p]
+    backends.ggml_backend_load_all_from_path(os.fsencode(folder))
+    return api, messages
+
+
+def library_folder() -> Path:
+    """The folder of libllama: $HRM_EDGE_LLAMACPP, or the npm package beside this file."""
+    kind = CPUS.get(platform.machine(), f"linux-{platform.machine()}")
+    package = Path(__file__).parent / "node_modules" / "@node-llama-cpp" / kind / "bins" / kind
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or package)
+    if not (folder / f"libllama.{RELEASE}.so").is_file():
+        raise HRMEdgeError(
+            f"{folder}: no libllama.{RELEASE}.so; run 'npm ci --ignore-scripts' in "
+            f"{Path(__file__).parent}, or set {FOLDER_VARIABLE} to the folder that holds it"
+        )
+    return folder
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of this process, in bytes."""
+
+    anonymous: int
+    resident: int
+    peak: int  # highest resident size so far, mapped file pages included
+
+    @classmethod
+    def now(cls) -> "Memory":
+        """Read /proc/self/status."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kib = {
+            k: int(v.split()[0]) for k, v in (s.split(":", 1) for s in lines) if v.endswith("kB")
+        }
+        return cls(kib["RssAnon"] << 10, kib["VmRSS"] << 10, kib["VmHWM"] << 10)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of single calls, in the order they ran."""
+
+    depth: int  # tokens in the context before the call
+    tokens: int  # tokens a call
+    ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """Median milliseconds of a call."""
+        return statistics.median(self.ms)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `measure` found."""
+
+    load_s: float
+    prefill: tuple[Timing, ...]
+    decode: tuple[Timing, ...]
+    after_load: Memory
+    after_run: Memory
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all fields, and the median and tokens per second of each timing."""
+        raw = asdict(self)
+        for kind in ("prefill", "decode"):
+            for timing, row in zip(getattr(self, kind), raw[kind], strict=True):
+                row["median_ms"] = timing.median_ms
+                row["tokens_per_s"] = 1000 * timing.tokens / timing.median_ms
+        return raw
+
+
+def measure(
+    path: Path,
+    depths: Sequence[int] = (0,),
+    prefill: int = 0,
+    decode: int = 16,
+    repeats: int = 1,
+    **options: Any,
+) -> Report:
+    """Time `decode` single tokens after each of `depths`, and `repeats` prefills of `prefill`.
+
+    `options` go to Llama; its context defaults to what the run needs. Two tokens are decoded
+    unmeasured before each series.
+    """
+    longest = max(prefill, max(depths, default=0) + decode + 3)
+    options.setdefault("context", longest)
+    started = time.perf_counter()
+    with Llama(path, **options) as llama:
+        load_s = time.perf_counter() - started
+        after_load = Memory.now()
+        ids = [1000 + i * 7919 % 20000 for i in range(longest)]
+        ids = [i % llama.vocab_size for i in ids]
+        llama.prefill(ids[:2])
+        prompts = (_timed(lambda: llama.prefill(ids[:prefill])) for _ in range(repeats))
+        prefills = (Timing(0, prefill, tuple(prompts)),) if prefill else ()
+        decodes = tuple(_decode(llama, ids, depth, decode) for depth in depths)
+        return Report(load_s, prefills, decodes, after_load, Memory.now())
+
+
+def _decode(llama: Llama, ids: list[int], depth: int, count: int) -> Timing:
+    llama.prefill(ids[: max(depth, 1)])
+    filled = llama.length
+    llama.decode(ids[:1])
+    llama.decode(ids[:1])
+    llama.rewind(filled)
+    return Timing(depth, 1, tuple(_timed(lambda: llama.decode([i])) for i in ids[:count]))
+
+
+def _timed(call: Any) -> float:
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--depth", default="0", help="Context lengths to decode at, joined by commas.")
+@click.option("--prefill", default=0, help="Prompt tokens to time; 0 times none.")
+@click.option("--decode", default=16, help="Tokens to decode at each depth.")
+@click.option("--repeats", default=1, help="Prefills to time.")
+@click.option("--context", type=int, help="KV cache size in tokens; default: what is needed.")
+@click.option("--threads", type=int, help="Default: all cores.")
+@click.option("--kv", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True)
+@click.option("--flash", type=click.Choice(list(FLASH_ATTENTION)), default="auto")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def main(path: Path, depth: str, as_json: bool, context: int | None, **options: Any) -> None:
+    """Measure llama.cpp on the GGUF file PATH."""
+    if context:
+        options["context"] = context
+    try:
+        report = measure(path, [int(d) for d in depth.split(",")], **options)
+    except HRMEdgeError as error:
+        sys.exit(f"Error: {error}")
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1))
+        return
+    print(f"load {report.load_s:.2f} s, anonymous {report.after_load.anonymous / 1e6:.0f} MB")
+    for kind, timings in (("prefill", report.prefill), ("decode", report.decode)):
+        for t in timings:
+            speed = 1000 * t.tokens / t.median_ms
+            print(f"{kind} {t.tokens} at {t.depth}: {t.median_ms:.1f} ms, {speed:.1f} tok/s")
+    memory = report.after_run
+    print(f"anonymous {memory.anonymous / 1e6:.0f} MB, peak {memory.peak / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

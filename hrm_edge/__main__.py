@@ -1,0 +1,74 @@
+"""`hrm-edge`: a table of verbs, each loaded when it is used."""
+
+import importlib
+import signal
+from types import FrameType
+from typing import Any
+
+import click
+
+from hrm_edge.errors import HRMEdgeError
+
+VERBS = {
+    "export": "hrm_edge.export.cli_export",
+    "generate": "hrm_edge.runtime.cli_generate",
+    "inspect": "hrm_edge.cli_inspect",
+    "train": "hrm_edge.training.cli_train",
+}
+EXTRAS = {
+    "export": ("huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
+    "train": ("torch", "yaml"),
+}
+
+
+class _Verbs(click.Group):
+    """Loads a verb's module on demand and turns a user's mistake into one line and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(VERBS[cmd_name]).command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (HRMEdgeError, ModuleNotFoundError, MemoryError) as error:
+            line = _one_line(error)
+            if line is None or ctx.params["debug"]:
+                raise
+            raise click.ClickException(line) from error
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell the user; None if the error is a bug of ours."""
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller max_context, or fewer bits at export"
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        extra = next((name for name, modules in EXTRAS.items() if module in modules), None)
+        return extra and f"this needs {module}: pip install 'hrm-edge[{extra}]'"
+    return str(error)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hrm-edge")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """Train, convert and run HRM-Text models on small devices."""
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """The console script. SIGTERM is handled as Ctrl-C, so that nothing half-written stays."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    cli(prog_name="hrm-edge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`hrm-edge inspect`: what a checkpoint or bundle holds and what it costs to run."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hrm_edge.bundle import MANIFEST, Bundle, KVCache, Quantization
+from hrm_edge.config import HRMTextConfig
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Hash the files of a bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(path: Path, verify: bool, as_json: bool) -> None:
+    """Show architecture, sizes and costs of the checkpoint or bundle at PATH."""
+    facts = _bundle(path, verify) if (path / MANIFEST).exists() else _checkpoint(path)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key.replace('_', ' '):22} {_shown(value)}")
+
+
+def _bundle(path: Path, verify: bool) -> dict[str, Any]:
+    manifest = Bundle.open(path, verify).manifest
+    facts = {"kind": f"bundle ({manifest.target})"} | _architecture(manifest.model)
+    return facts | {
+        "quantization": asdict(manifest.quantization),
+        "max_seq_len": manifest.max_seq_len,
+        "weight_bytes_per_token": weight_bytes_per_token(manifest.model, manifest.quantization),
+        "kv_cache": {"bits": manifest.kv_cache.bits, "slots": manifest.kv_cache.slots},
+        "kv_bytes_per_token": manifest.kv_cache.bytes_per_token,
+        "files": {name: file.size for name, file in manifest.files.items()},
+        "made_by": dict(manifest.made_by),
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from hrm_edge.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(path)
+    config = checkpoint.config
+    facts = {"kind": "checkpoint"} | _architecture(config)
+    files = sorted(set(checkpoint.files.values()))
+    return facts | {
+        "max_seq_len": config.max_position_embeddings,
+        "kv_bytes_per_token": {
+            f"{bits} bits": KVCache.of(config, bits).bytes_per_token for bits in (32, 8, 4)
+        },
+        "files": {file.name: file.stat().st_size for file in files},
+    }
+
+
+def _architecture(config: HRMTextConfig) -> dict[str, Any]:
+    return {
+        "model": f"hrm_text, {config.layers_per_stack} layers, hidden {config.hidden_size}, "
+        f"{config.num_attention_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}",
+        "parameters": config.parameters | {"total": sum(config.parameters.values())},
+        "passes": " ".join(config.passes),
+        "layer_passes_per_token": config.cache_slots,
+        "prefix": "bidirectional" if config.prefix_lm else "causal",
+    }
+
+
+def weight_bytes_per_token(config: HRMTextConfig, quantization: Quantization) -> int:
+    """Bytes of weights that decoding one token reads: each stack once a pass, and the head."""
+    per_stack = _stored(config.parameters["L"], quantization.bits, quantization.group_size)
+    head = config.vocab_size * config.hidden_size
+    head = _stored(head, quantization.head_bits, quantization.group_size)
+    return len(config.passes) * per_stack + head
+
+
+def _stored(weights: int, bits: int, group_size: int) -> int:
+    scales = 0 if bits == 32 else 4 * weights // group_size
+    return weights * bits // 8 + scales
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,59 @@
+"""What every engine offers the layers above it, and which engine runs which bundle."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from hrm_edge.bundle import Bundle
+from hrm_edge.errors import HRMEdgeError
+
+from . import memory
+
+
+class Session(Protocol):
+    """One sequence over one loaded model. `length` tokens are in the KV cache."""
+
+    length: int
+    max_context: int
+
+    def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        """Start anew with the bidirectional prefix `ids`; logits [V] of its last position."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> np.ndarray:
+        """Append one or several ids, causally; logits [len(ids), V]."""
+        ...
+
+    def rewind(self, n: int) -> None:
+        """Forget the last `n` tokens; the first one of a sequence stays."""
+        ...
+
+
+def open_session(bundle: Bundle, threads: int | None, max_context: int | None) -> Session:
+    """A session over `bundle`. Raises HRMEdgeError if it cannot be run or does not fit."""
+    manifest = bundle.manifest
+    length = _context(bundle, max_context)
+    if manifest.target == "onnx":
+        from .session_onnx import OnnxSession
+
+        return OnnxSession(bundle.path, manifest, length, threads)
+    raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
+
+
+def _context(bundle: Bundle, asked: int | None) -> int:
+    """The tokens to make room for: as asked, else all that the bundle allows and memory holds."""
+    most, per_token = bundle.manifest.max_seq_len, bundle.manifest.kv_cache.bytes_per_token
+    if asked is not None and not 2 <= asked <= most:
+        raise HRMEdgeError(
+            f"max_context is {asked}, expected 2 to {most} (the bundle's max_seq_len)"
+        )
+    room = memory.available()
+    fits = most if room is None else max(2, room // per_token)
+    if asked is not None and asked > fits:
+        need, have = asked * per_token / 2**30, (room or 0) / 2**30
+        raise HRMEdgeError(
+            f"max_context {asked} needs {need:.1f} GiB for its KV cache, {have:.1f} GiB are "
+            f"available; at most {fits} fit (fewer --kv-bits at export need less)"
+        )
+    return asked or min(most, fits)

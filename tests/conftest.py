@@ -1,0 +1,44 @@
+"""Fixtures: tiny checkpoints, a bundle, and the command line run in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tiny_models import Shape, write_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The smallest checkpoint, in the hub's form."""
+    return write_model(tmp_path / "checkpoint", Shape())
+
+
+@pytest.fixture(scope="session")
+def shared_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small checkpoint for tests that do not change it."""
+    return write_model(tmp_path_factory.mktemp("shared") / "checkpoint", Shape(layers=2, seed=3))
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(shared_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The int4 bundle of `shared_checkpoint`, for tests that do not change it."""
+    from hrm_edge.export import export
+
+    return export(shared_checkpoint, tmp_path_factory.mktemp("bundles") / "int4").path
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    from click.testing import CliRunner
+
+    from hrm_edge.__main__ import cli
+
+    def run(*arguments: object, input: str | None = None) -> tuple[int, str, str]:
+        result = CliRunner().invoke(cli, [str(a) for a in arguments], input=input)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return run

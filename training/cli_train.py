@@ -1,0 +1,27 @@
+"""`hrm-edge train`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="train")
+@click.argument("config")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="JSONL to train on.")
+@click.option("--valid", type=click.Path(path_type=Path), help="Held-out JSONL to evaluate on.")
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=Path), help="The run's directory."
+)
+@click.option("--resume", is_flag=True, help="Continue from the newest state under --out.")
+@click.option("--quiet", is_flag=True, help="Print only the checkpoint's path.")
+def command(
+    config: str, data: Path, valid: Path | None, out: Path, resume: bool, quiet: bool
+) -> None:
+    """Train a model from scratch. CONFIG is a YAML file or a preset: tiny, B, L, XL.
+
+    Under torchrun the same command shards the model over all processes.
+    """
+    from .loop import train
+
+    path = train(config, data, out, valid=valid, resume=resume, quiet=quiet)
+    click.echo(path)

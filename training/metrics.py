@@ -1,0 +1,78 @@
+"""What a run says about itself: metrics.jsonl, TensorBoard events and a line on stderr."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from hrm_edge.files import writing
+
+from .evaluate import Score
+
+
+class Metrics:
+    """Writes one run's metrics. A resumed run first drops what lies beyond its step."""
+
+    def __init__(self, out: Path, step: int, quiet: bool = False) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.path = out / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        with writing(self.path):
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+
+    def step(self, line: dict[str, Any], steps: int, seconds_left: float) -> None:
+        """Record one training step."""
+        self._write(line)
+        for key, value in line.items():
+            if key != "step":
+                self.board.add_scalar(f"train/{key}", value, line["step"])
+        self.console.print(
+            f"step {line['step']}/{steps}  loss {line['loss']:.4f}  "
+            f"{line['tokens_per_second']:.0f} tok/s  bp {line['bp_passes']}  "
+            f"{clock(seconds_left)} left"
+        )
+
+    def scores(self, step: int, scores: dict[str, Score]) -> None:
+        """Record an evaluation."""
+        self._write({"step": step, "scores": {name: asdict(s) for name, s in scores.items()}})
+        for name, score in scores.items():
+            for key, value in asdict(score).items():
+                self.board.add_scalar(f"{key}/{name}", value, step)
+            self.console.print(
+                f"  {name}: exact match {score.exact_match:.1%}  "
+                f"token accuracy {score.token_accuracy:.1%}  loss {score.loss:.4f}"
+            )
+
+    def note(self, text: str) -> None:
+        """A line for the reader only."""
+        self.console.print(text)
+
+    def close(self) -> None:
+        self.board.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """1:02:03."""
+    whole = 0 if not math.isfinite(seconds) else max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,86 @@
+"""Everything a run needs of its data: the tokenizer, the tokenized samples, the vocabulary's size."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import writing
+from hrm_edge.prompt import SPECIAL_TOKENS, Tokenizer
+
+from .config import TrainConfig
+from .data import Samples, checked_lines, tokenize
+from .distributed import World
+from .tokenizer import train_tokenizer, write_tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenized samples to train on and, if given, to evaluate on."""
+
+    train: Samples
+    valid: Samples | None
+    tokenizer: Path  # a directory
+    vocab_size: int
+    special_tokens: dict[str, int]
+
+
+def prepare(config: TrainConfig, data: Path, valid: Path | None, out: Path, world: World) -> Corpus:
+    """Tokenizer and samples under `out`, made by the first process and opened by all."""
+    _check_split(config, world)
+    tokenizer = out / "tokenizer"
+    if world.is_first:
+        with writing(out):
+            _prepare_tokenizer(config, data, tokenizer)
+        for path in (data, valid):
+            if path is not None:
+                _samples(config, path, tokenizer, out)
+    world.barrier()
+    return Corpus(
+        _samples(config, data, tokenizer, out),
+        _samples(config, valid, tokenizer, out) if valid is not None else None,
+        tokenizer,
+        Tokenizer(tokenizer).vocab_size,
+        SPECIAL_TOKENS,
+    )
+
+
+def _samples(config: TrainConfig, path: Path, tokenizer: Path, out: Path) -> Samples:
+    settings = config.data
+    return tokenize(
+        path,
+        tokenizer,
+        out / "data",
+        condition=settings.condition,
+        longest=settings.row_length,
+        too_long=settings.too_long,
+    )
+
+
+def _prepare_tokenizer(config: TrainConfig, data: Path, target: Path) -> None:
+    source = config.data.tokenizer
+    if (target / "tokenizer.json").is_file():
+        return
+    if source:
+        Tokenizer(Path(source))  # names the file if it is none
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+        return
+    lines, _ = checked_lines(data, config.data.condition)
+    texts = (text for line in lines for text in (line.instruction, line.response))
+    context = config.model.max_position_embeddings
+    write_tokenizer(train_tokenizer(texts, config.data.vocab_size), target, context)
+
+
+def _check_split(config: TrainConfig, world: World) -> None:
+    rows = config.run.batch_tokens // config.data.row_length
+    share = rows // world.size
+    if rows % world.size or share % (config.run.micro_rows or 1):
+        raise HRMEdgeError(
+            f"run.batch_tokens {config.run.batch_tokens} makes {rows} rows of "
+            f"{config.data.row_length}, expected a multiple of {world.size} processes times "
+            f"run.micro_rows {config.run.micro_rows or 1}"
+        )
