@@ -1,6 +1,6 @@
 """Drives the prebuilt llama.cpp of the npm package node-llama-cpp through its C interface.
 
-    cd benchmarks && npm ci --ignore-scripts       # once: fetches the shared library, builds nothing
+    cd benchmarks && npm ci --ignore-scripts       # once: fetches the shared library
     python -m benchmarks.llamacpp model.gguf --depth 0,1000 --prefill 256 --decode 16 --json
 
 `Llama` has the shape of our sessions (`prefill`, `decode`, `rewind`) and, beyond them, logits of
@@ -37,7 +37,7 @@ P = c.c_void_p
 class ModelParams(c.Structure):
     """llama_model_params."""
 
-    _fields_ = [  # noqa: RUF012 (ctypes reads a list here)
+    _fields_ = [
         *((name, P) for name in ("devices", "tensor_buft_overrides")),
         *((n, c.c_int) for n in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode")),
         ("main_gpu", c.c_int),
@@ -50,7 +50,7 @@ class ModelParams(c.Structure):
 class ContextParams(c.Structure):
     """llama_context_params."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((n, c.c_uint32) for n in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_rs_seq")),
         *((n, c.c_uint32) for n in ("n_outputs_max", "n_outputs_max_per_seq")),
         *((n, c.c_int) for n in ("n_threads", "n_threads_batch", "ctx_type", "rope_scaling_type")),
@@ -73,13 +73,14 @@ class ContextParams(c.Structure):
 class Batch(c.Structure):
     """llama_batch."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("n_tokens", c.c_int32),
         *((n, P) for n in ("token", "embd", "pos", "n_seq_id", "seq_id", "logits")),
     ]
 
 
 LogCallback = c.CFUNCTYPE(None, c.c_int, c.c_char_p, P)
+CALLBACKS: list[Any] = []  # ctypes frees a callback that nothing refers to
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_log_set": (None, [LogCallback, P]),
     "llama_model_default_params": (ModelParams, []),
@@ -137,16 +138,18 @@ class Llama:
         self.eos: int = self._api.llama_vocab_eos(self._vocab)
         self.max_context, self.batch, self.length = context, batch, 0
 
-    def prefill(self, ids: Sequence[int], causal: bool = True) -> np.ndarray:
+    def prefill(self, ids: Sequence[int], causal: bool | None = None) -> np.ndarray:
         """Forget everything and read `ids`; logits [V] of the last position.
 
-        With `causal` False the prompt attends in both directions; it must then fit `batch`.
+        `causal` None keeps to what the file says, for this call and later ones; else it holds for
+        this call, and later ones are causal. A bidirectional prompt must fit `batch`.
         """
         self.rewind(0)
-        assert causal or len(ids) <= self.batch, (len(ids), self.batch)
-        self._api.llama_set_causal_attn(self._context, causal)
+        if causal is not None:
+            self._api.llama_set_causal_attn(self._context, causal)
         logits = [self._run(ids[i : i + self.batch], False) for i in range(0, len(ids), self.batch)]
-        self._api.llama_set_causal_attn(self._context, True)
+        if causal is not None:
+            self._api.llama_set_causal_attn(self._context, True)
         return logits[-1][0]
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
@@ -243,7 +246,7 @@ def library() -> tuple[Any, list[str]]:
             messages.append(text.decode(errors="replace").strip())
 
     api.llama_log_set(log, None)
-    api.kept_log_callback = log
+    CALLBACKS.append(log)
     backends.ggml_backend_load_all_from_path.argtypes = [c.c_char_p]
     backends.ggml_backend_load_all_from_path(os.fsencode(folder))
     return api, messages
@@ -335,23 +338,23 @@ def measure(
         after_load = Memory.now()
         ids = [1000 + i * 7919 % 20000 for i in range(longest)]
         ids = [i % llama.vocab_size for i in ids]
-        llama.prefill(ids[:2])
-        prompts = (_timed(lambda: llama.prefill(ids[:prefill])) for _ in range(repeats))
+        llama.prefill(ids[:2], causal=True)
+        prompts = (timed(lambda: llama.prefill(ids[:prefill], causal=True)) for _ in range(repeats))
         prefills = (Timing(0, prefill, tuple(prompts)),) if prefill else ()
         decodes = tuple(_decode(llama, ids, depth, decode) for depth in depths)
         return Report(load_s, prefills, decodes, after_load, Memory.now())
 
 
 def _decode(llama: Llama, ids: list[int], depth: int, count: int) -> Timing:
-    llama.prefill(ids[: max(depth, 1)])
+    llama.prefill(ids[: max(depth, 1)], causal=True)
     filled = llama.length
     llama.decode(ids[:1])
     llama.decode(ids[:1])
     llama.rewind(filled)
-    return Timing(depth, 1, tuple(_timed(lambda: llama.decode([i])) for i in ids[:count]))
+    return Timing(depth, 1, tuple(timed(lambda i=i: llama.decode([i])) for i in ids[:count]))
 
 
-def _timed(call: Any) -> float:
+def timed(call: Any) -> float:
     started = time.perf_counter()
     call()
     return 1000 * (time.perf_counter() - started)

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, quants
+from gguf import GGML_QUANT_SIZES, LlamaFileType, quants
+from gguf import GGMLQuantizationType as Q
 
 from hrm_edge.errors import HRMEdgeError
 
 from .quantize import Quantized, quantize
 
 BLOCK = 32  # weights that share a scale in Q4_0, Q5_0 and Q8_0
-Q = GGMLQuantizationType
 
 
 @dataclass(frozen=True)

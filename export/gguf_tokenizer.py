@@ -7,7 +7,9 @@ translated only where its split is one of those names exactly, so that token ids
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
@@ -77,6 +79,44 @@ class GGUFTokenizer:
             chat_template=_chat_template(directory) or PROMPT_TEMPLATE,
         )
 
+    def write(self, directory: Path, config: HRMTextConfig) -> None:
+        """The way back: tokenizer.json, tokenizer_config.json and generation_config.json."""
+        self._tokenizer().save(str(directory / "tokenizer.json"))
+        ids = {
+            "bos": config.bos_token_id,
+            "eos": next(iter(config.eos_token_ids), None),
+            "pad": config.pad_token_id,
+        }
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        settings |= {f"{k}_token": self.tokens[i] for k, i in ids.items() if i is not None}
+        if self.chat_template != PROMPT_TEMPLATE:
+            settings["chat_template"] = self.chat_template
+        generation = {f"{k}_token_id": i for k, i in ids.items() if i is not None}
+        for name, raw in (("tokenizer", settings), ("generation", generation)):
+            (directory / f"{name}_config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+    def _tokenizer(self) -> Tokenizer:
+        pre = next(p for p in PRE_TOKENIZERS if p.name == self.pre)
+        used = {t: i for i, t in enumerate(self.tokens) if self.types[i] != UNUSED}
+        merges = [tuple(m.split(" ", 1)) for m in self.merges]
+        merges = [m for m in merges if "".join(m) in used]  # not the one that stands for none
+        tokenizer = Tokenizer(models.BPE(used, merges, ignore_merges=pre.ignore_merges))  # type: ignore[arg-type]
+        splits = [pre_tokenizers.Split(Regex(s), "isolated") for s in pre.splits if s != GPT2]
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=GPT2 in pre.splits)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, level])  # type: ignore[assignment]
+        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        added = {t: self.types[i] for t, i in used.items()}
+        special = [t for t, kind in added.items() if kind == CONTROL]
+        plain = [t for t, kind in added.items() if kind == USER_DEFINED]
+        tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in special])
+        tokenizer.add_tokens([AddedToken(t, normalized=False) for t in plain])
+        return tokenizer
+
+
+def known_names() -> tuple[str, ...]:
+    """The values of tokenizer.ggml.pre that can be translated, either way."""
+    return tuple(p.name for p in PRE_TOKENIZERS)
+
 
 def _check_supported(raw: dict[str, Any], path: Path) -> None:
     model = raw.get("model") or {}
@@ -100,7 +140,7 @@ def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
     for known in PRE_TOKENIZERS:
         if (known.splits, known.ignore_merges) == (splits, ignore_merges):
             return known.name
-    names = ", ".join(p.name for p in PRE_TOKENIZERS)
+    names = ", ".join(known_names())
     how = "is not byte-level" if splits is None else f"splits by {' then '.join(splits)}"
     _refuse(path, f"its pre_tokenizer {how} (known are those of {names})")
 
@@ -155,5 +195,5 @@ def _chat_template(directory: Path) -> str | None:
     return found
 
 
-def _refuse(path: Path, why: str) -> Any:
+def _refuse(path: Path, why: str) -> NoReturn:
     raise HRMEdgeError(f"{path}: {why}; llama.cpp would make other token ids of the same text")

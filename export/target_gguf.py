@@ -1,7 +1,7 @@
-"""The GGUF target: model.gguf in llama.cpp's `hrm_text` layout, for llama.cpp and what builds on it.
+"""The GGUF target: model.gguf in the `hrm_text` layout of llama.cpp and of what builds on it.
 
-Written tensor by tensor from the checkpoint's mapped files; torch is not involved. llama.cpp runs
-this architecture causally: what that costs, and how to give it the prefix, is in docs/llama-cpp.md.
+Written tensor by tensor from the checkpoint's mapped files; torch is not involved. How to run the
+file so that the prompt is read as a prefix is in docs/llama-cpp.md.
 """
 
 from collections.abc import Iterator
@@ -42,18 +42,24 @@ class Entry:
     qtype: Q
 
 
-def write_gguf(checkpoint: Checkpoint, out: Path, type_name: str, max_seq_len: int) -> None:
+def write_gguf(
+    checkpoint: Checkpoint, out: Path, type_name: str, max_seq_len: int, causal: bool = False
+) -> None:
     """Write the bundle of `checkpoint` into the empty directory `out`.
 
-    `type_name` is one of FILE_TYPES. Raises HRMEdgeError for any other, for a tokenizer that
-    llama.cpp would not reproduce, and for weights that are not finite or do not fit the type.
+    `type_name` is one of FILE_TYPES. Unless `causal` is set, the file of a PrefixLM model tells
+    llama.cpp not to mask: a prompt that is one batch is then read as a prefix, and tokens that
+    follow one at a time see all before them. Raises HRMEdgeError for an unknown type, a tokenizer
+    that llama.cpp would not reproduce, and weights that are not finite or do not fit the type.
     """
     config, kind = checkpoint.config, file_type(type_name)
     tokenizer = GGUFTokenizer.of(checkpoint.path, config)
     entries = tuple(_entries(config, kind))
     writer = GGUFWriter(out / MODEL, ARCHITECTURE)
     try:
-        _describe(writer, config, kind, checkpoint.path.name, max_seq_len)
+        _describe(writer, config, checkpoint.path.name, max_seq_len)
+        writer.add_file_type(kind.number)
+        writer.add_causal_attention(causal or not config.prefix_lm)
         _add_tokenizer(writer, config, tokenizer)
         _write_tensors(writer, checkpoint, entries)
     finally:
@@ -64,8 +70,10 @@ def write_gguf(checkpoint: Checkpoint, out: Path, type_name: str, max_seq_len: i
 
 def tensor_names(config: HRMTextConfig) -> dict[str, tuple[str, ...]]:
     """Hub name -> the GGUF tensors that hold its rows, in order. L's blocks come before H's."""
-    names = {"model.embed_tokens.weight": ("token_embd.weight",)}
-    names["model.z_L_init"] = ("hrm.z_l_init",)
+    names: dict[str, tuple[str, ...]] = {
+        "model.embed_tokens.weight": ("token_embd.weight",),
+        "model.z_L_init": ("hrm.z_l_init",),
+    }
     if not config.tie_word_embeddings:
         names["lm_head.weight"] = ("output.weight",)
     for s, stack in enumerate(STACKS):
@@ -95,12 +103,9 @@ def _type(config: HRMTextConfig, kind: FileType, name: str, shape: tuple[int, ..
     return fitting(kind.head if name == "output.weight" else kind.linear, shape[1])
 
 
-def _describe(
-    writer: GGUFWriter, config: HRMTextConfig, kind: FileType, name: str, max_seq_len: int
-) -> None:
+def _describe(writer: GGUFWriter, config: HRMTextConfig, name: str, max_seq_len: int) -> None:
     writer.add_type("model")
     writer.add_name(name)
-    writer.add_file_type(kind.number)
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(max_seq_len)

@@ -6,6 +6,7 @@ and layouts are the hub's, so a safetensors file is a state dict. Knows nothing 
 files; `training/` supplies masks for packed rows, and this file only those of a whole prompt.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -85,16 +86,22 @@ class KVCache:
 
 
 Mask = Tensor | BlockMask | None  # bool [B, 1, S, keys], True = may attend; None = attend to all
-Update = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Softmax attention over [B, heads, S, head_dim]: flex_attention for a BlockMask, else SDPA."""
     if isinstance(mask, BlockMask):
-        out = flex_attention(q, k, v, block_mask=mask)
+        flex = _compiled_flex() if q.is_cuda else flex_attention
+        out = flex(q, k, v, block_mask=mask)
         assert isinstance(out, Tensor)
         return out
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    """flex_attention as a fused kernel; uncompiled it would compute every score."""
+    return torch.compile(flex_attention, dynamic=False)
 
 
 class Attention(nn.Module):

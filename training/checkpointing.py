@@ -1,7 +1,7 @@
-"""Resumable states of a run (torch.distributed.checkpoint), written atomically; the newest are kept.
+"""Resumable states of a run (torch.distributed.checkpoint), written atomically; the newest stay.
 
 A state is a directory `step-00001000` with the model, the optimizer (moving averages included) and
-`run.json`: step, cursor of the sample stream, architecture. A directory appears only when complete,
+`run.json`: progress and architecture. A directory appears only when complete,
 so a process killed at any moment leaves the previous state in place.
 """
 
@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
-from hrm_edge.config import HRMTextConfig, read_json_object
+from hrm_edge.config import read_json_object
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import writing
 from hrm_edge.model import HRMText
@@ -30,10 +31,13 @@ PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done, samples and tokens seen, seconds spent training."""
+    """Where a run stands: optimizer steps done, its place in the stream of rows, tokens seen, and
+    seconds spent training.
+    """
 
     step: int = 0
-    cursor: int = 0
+    window: int = 0
+    row: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
@@ -48,11 +52,13 @@ def save_state(
     model: HRMText,
     optimizer: AdamATan2,
     progress: Progress,
-    variant: str,
+    identity: dict[str, Any],
     keep: int,
     world: World,
 ) -> Path:
     """Write a state under `folder` and remove all but the newest `keep`. All processes call.
+
+    `identity`: what a resumed run must have in common with this one, as JSON.
 
     Raises HRMEdgeError if the disk is full; the previous states remain.
     """
@@ -66,9 +72,7 @@ def save_state(
         _save(partial, model, optimizer, world)
         world.barrier()
         if world.is_first:
-            header = {"progress": asdict(progress), "variant": variant}
-            header["architecture"] = model.config.to_dict()
-            _finish(partial, target, header)
+            _finish(partial, target, {"progress": asdict(progress), "identity": identity})
     if world.is_first:
         for old in states(folder)[: -max(1, keep)]:
             shutil.rmtree(old, ignore_errors=True)
@@ -81,7 +85,7 @@ def _save(partial: Path, model: HRMText, optimizer: AdamATan2, world: World) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a world of one is meant
-            dcp.save(
+            save(
                 {"model": weights, "optimizer": moments},
                 checkpoint_id=partial,
                 no_dist=world.size == 1,
@@ -114,32 +118,33 @@ def _sync(path: Path) -> None:
 
 
 def load_state(
-    state: Path, model: HRMText, optimizer: AdamATan2, variant: str, world: World
+    state: Path,
+    model: HRMText,
+    optimizer: AdamATan2,
+    identity: dict[str, Any],
+    world: World,
 ) -> Progress:
     """Fill model and optimizer in place, on any number of processes; return the progress.
 
-    Raises HRMEdgeError if the state is of another architecture.
+    Raises HRMEdgeError if the state has another `identity`.
     """
     header = read_json_object(state / "run.json")
-    _check_same(state, header, model.config, variant)
+    _check_same(state, header["identity"], identity)
     weights, moments = get_state_dict(model, optimizer)
     held = {"model": weights, "optimizer": moments}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(held, checkpoint_id=state, no_dist=world.size == 1)
+        load(held, checkpoint_id=state, no_dist=world.size == 1)
     set_state_dict(
         model, optimizer, model_state_dict=held["model"], optim_state_dict=held["optimizer"]
     )
     return Progress(**header["progress"])
 
 
-def _check_same(state: Path, header: dict[str, Any], config: HRMTextConfig, variant: str) -> None:
-    old = header["architecture"] | {"variant": header["variant"]}
-    new = config.to_dict() | {"variant": variant}
-    different = [key for key in new if old.get(key) != new[key]]
-    if different:
-        key = different[0]
-        raise HRMEdgeError(
-            f"{state} was trained with {key} {old.get(key)!r}, and the config now gives "
-            f"{new[key]!r}; resume with the same architecture, or train into another directory"
-        )
+def _check_same(state: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    for key in new:
+        if old.get(key) != new[key]:
+            raise HRMEdgeError(
+                f"{state} was trained with {key} {old.get(key)!r}, and the config now gives "
+                f"{new[key]!r}; resume with the same model, or train into another directory"
+            )

@@ -12,16 +12,22 @@ import click
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="The run's directory."
 )
+@click.option("--init", type=click.Path(path_type=Path), help="Checkpoint to fine-tune.")
 @click.option("--resume", is_flag=True, help="Continue from the newest state under --out.")
 @click.option("--quiet", is_flag=True, help="Print only the checkpoint's path.")
 def command(
-    config: str, data: Path, valid: Path | None, out: Path, resume: bool, quiet: bool
+    config: str,
+    data: Path,
+    valid: Path | None,
+    out: Path,
+    init: Path | None,
+    resume: bool,
+    quiet: bool,
 ) -> None:
-    """Train a model from scratch. CONFIG is a YAML file or a preset: tiny, B, L, XL.
+    """Train a model. CONFIG is a YAML file or a preset: tiny, finetune, B, L, XL.
 
     Under torchrun the same command shards the model over all processes.
     """
     from .loop import train
 
-    path = train(config, data, out, valid=valid, resume=resume, quiet=quiet)
-    click.echo(path)
+    click.echo(train(config, data, out, valid=valid, start=init, resume=resume, quiet=quiet))

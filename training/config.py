@@ -67,6 +67,14 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Train low-rank adapters instead of all weights. rank 0 = off; alpha 0 = twice the rank."""
+
+    rank: int = 0
+    alpha: int = 0
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Length, batch, precision and what is written when."""
 
@@ -94,6 +102,7 @@ class TrainConfig:
     data: DataSettings = field(default_factory=DataSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
     def architecture(self, vocab_size: int, special_tokens: dict[str, int]) -> HRMTextConfig:
         """The model's config for a tokenizer of `vocab_size` with these special tokens."""
@@ -139,6 +148,13 @@ PRESETS: dict[str, TrainConfig] = {
         optimizer=OptimizerSettings(lr=1e-3, lr_min_ratio=0.1, warmup_steps=100, ema=0.999),
         run=RunSettings(steps=5000),
     ),
+    "finetune": TrainConfig(
+        data=DataSettings(row_length=512, too_long="drop"),
+        optimizer=OptimizerSettings(
+            lr=3e-5, lr_min_ratio=0.1, warmup_steps=0, ema=0.999, bp_warmup=0.0
+        ),
+        run=RunSettings(epochs=5, batch_tokens=32768, micro_rows=8),
+    ),
     "B": _large(1024, 6, 8, 2.5e-4, 131072),
     "L": _large(1280, 12, 10, 2.5e-4, 172032),
     "XL": _large(1536, 16, 12, 2.2e-4, 196608),
@@ -149,6 +165,23 @@ def default_intermediate_size(hidden: int) -> int:
     """SwiGLU's width with the parameters of a 4x MLP: 8/3 hidden, rounded up."""
     step = 256 if hidden >= 512 else 64
     return -(-round(hidden * 8 / 3) // step) * step
+
+
+def train_config_like(config: HRMTextConfig, base: TrainConfig) -> TrainConfig:
+    """`base` with the model settings of an existing checkpoint, to fine-tune it."""
+    model = ModelSettings(
+        config.hidden_size,
+        config.intermediate_size,
+        config.layers_per_stack,
+        config.num_attention_heads,
+        config.H_cycles,
+        config.L_cycles,
+        config.max_position_embeddings,
+        config.rope_theta,
+        config.tie_word_embeddings,
+        config.prefix_lm,
+    )
+    return replace(base, model=model)
 
 
 def load_config(source: str | Path) -> TrainConfig:

@@ -134,7 +134,7 @@ def tokenize(
     longest: int = 128,
     too_long: str = "error",
 ) -> Samples:
-    """Tokenize `path` into a directory under `cache` named by what it depends on; reuse it if there.
+    """Tokenize `path` into a directory under `cache`, named by what it depends on, or reuse it.
 
     `longest` is the most input tokens a sample may have; a longer one is an HRMEdgeError naming its
     line (too_long "error"), or is dropped and counted ("drop").

@@ -6,16 +6,19 @@ with other tokens counts as wrong, so this is a lower bound on matching text.)
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from hrm_edge.model import HRMText
 
-from .data import Samples
+from .data import Samples, tokenize
 from .distributed import World, reshard
 from .objective import outcome
 from .packing import best_fit, build_rows
+from .weights import load_model
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def evaluate(
     per_task: int = 0,
     precision: str = "fp32",
 ) -> dict[str, Score]:
-    """Score `samples` with the model as it is; the processes share the work and all get the result."""
+    """Score `samples` with the model as it is; processes share the work, all get the result."""
     chosen = choose(samples, per_task)
     totals = torch.zeros(len(samples.tasks), 5, dtype=torch.float64)
     work = batches(samples.slots[chosen], rows, capacity)
@@ -100,3 +103,22 @@ def _mean(sums: list[float]) -> Score:
     samples, exact, tokens, right, loss = sums
     tokens, count = max(tokens, 1), max(samples, 1)
     return Score(int(samples), loss / tokens, right / tokens, exact / count)
+
+
+def score(checkpoint: Path, data: Path, condition: str = "direct") -> dict[str, Score]:
+    """Score a checkpoint directory on a JSONL file. Raises HRMEdgeError for a bad file or line.
+
+    Samples beyond the checkpoint's longest context are left out.
+    """
+    with TemporaryDirectory() as cache:
+        model = load_model(checkpoint)
+        most = model.config.max_position_embeddings
+        samples = tokenize(
+            data, checkpoint, Path(cache), condition=condition, longest=most, too_long="drop"
+        )
+        capacity = max(128, int(samples.slots.max()))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        rows = max(1, 4096 // capacity)
+        return evaluate(
+            model.to(device), samples, World(0, 1, device), rows=rows, capacity=capacity
+        )

@@ -8,28 +8,31 @@ curves, and at the end checkpoint/, a Hugging Face directory with the averaged w
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.model import HRMText
-from hrm_edge.prompt import Tokenizer
 
 from .checkpointing import Progress, load_state, save_state, states
-from .config import TrainConfig, check_config, load_config
-from .distributed import World, full, join_world, reshard, shard
+from .config import TrainConfig, check_config, load_config, train_config_like
+from .distributed import World, join_world, reshard, shard
 from .evaluate import evaluate
+from .lora import add_lora, merge_lora
 from .metrics import Metrics
 from .objective import outcome
 from .optimizer import AdamATan2
-from .packing import Rows, Stream, build_rows, next_bins
+from .packing import Rows, Stream, build_rows
 from .plots import plot_run
 from .prepare import Corpus, prepare
 from .schedule import bp_passes, learning_rate
 from .variants import build_model
-from .weights import save_model
+from .weights import load_weights, save_model
 
 
 def train(
@@ -38,24 +41,47 @@ def train(
     out: str | Path,
     *,
     valid: str | Path | None = None,
+    start: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Train from scratch and return the checkpoint directory.
+    """Train a model and return its checkpoint directory.
 
     config: a TrainConfig, a YAML file or a preset's name. data, valid: JSONL files (see data.py).
+    start: a checkpoint directory to fine-tune: its sizes and tokenizer replace those of `config`.
     resume: continue from the newest state under `out`. Raises HRMEdgeError for every user mistake.
     """
     if not isinstance(config, TrainConfig):
         config = load_config(config)
+    checkpoint = Checkpoint.open(Path(start)) if start is not None else None
+    if checkpoint is not None:
+        config = _to_finetune(config, checkpoint)
     check_config(config, "config")
     with join_world() as world:
         out = Path(out)
         _check_out(out, resume)
         corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)
+        model = _model(config, corpus, checkpoint)
+        return Run(config, model, corpus, out, world, resume, quiet).run()
+
+
+def _to_finetune(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
+    """`config` with the checkpoint's sizes and tokenizer."""
+    config = train_config_like(checkpoint.config, config)
+    return replace(config, data=replace(config.data, tokenizer=str(checkpoint.path)))
+
+
+def _model(config: TrainConfig, corpus: Corpus, checkpoint: Checkpoint | None) -> HRMText:
+    """A fresh model, or the checkpoint's; with adapters if the config asks for them."""
+    if checkpoint is None:
         architecture = config.architecture(corpus.vocab_size, corpus.special_tokens)
         model = build_model(architecture, config.model.variant, config.run.seed)
-        return Run(config, model, corpus, out, world, resume, quiet).run()
+    else:
+        model = HRMText(checkpoint.config)
+        load_weights(model, checkpoint)
+    if config.lora.rank:
+        add_lora(model, config.lora, config.run.seed)
+    return model
 
 
 def _check_out(out: Path, resume: bool) -> None:
@@ -75,6 +101,7 @@ class Totals:
     hits: float = 0.0
     used: float = 0.0
     slots: int = 0
+    steps: int = 0
     seconds: float = 0.0
 
 
@@ -101,21 +128,32 @@ class Run:
         self.optimizer = _optimizer(self.model, config)
         self.progress = self._resume() if resume else Progress()
         self.steps = _steps(config, corpus)
-        self.stream = Stream(len(corpus.train), config.run.seed, self.progress.cursor)
-        self.quiet = quiet or not world.is_first
+        self.stream = Stream(
+            corpus.train.slots,
+            config.data.row_length,
+            config.run.seed,
+            self.progress.window,
+            self.progress.row,
+        )
         self.totals = Totals()
+        self.metrics = Metrics(out, self.progress.step, quiet) if world.is_first else None
 
     def _resume(self) -> Progress:
         found = states(self.out / "state")
         if not found:
             return Progress()
-        variant = self.config.model.variant
-        return load_state(found[-1], self.model, self.optimizer, variant, self.world)
+        return load_state(found[-1], self.model, self.optimizer, self._identity(), self.world)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        config = self.config
+        extra = {"variant": config.model.variant, "lora.rank": config.lora.rank}
+        extra |= {"data.row_length": config.data.row_length, "run.seed": config.run.seed}
+        return self.model.config.to_dict() | extra
 
     def run(self) -> Path:
         """Train to the last step, write the checkpoint directory and the curves."""
         run = self.config.run
-        self.metrics = Metrics(self.out, self.progress.step, self.quiet) if self._writes else None
         self._note(self._summary())
         while self.progress.step < self.steps:
             self._step()
@@ -127,10 +165,6 @@ class Run:
             if self.corpus.valid and (last or (run.eval_every and step % run.eval_every == 0)):
                 self._evaluate()
         return self._finish()
-
-    @property
-    def _writes(self) -> bool:
-        return self.world.is_first
 
     def _step(self) -> None:
         """One optimizer step over `batch_tokens` token slots."""
@@ -150,14 +184,13 @@ class Run:
     def _next_rows(self) -> Rows:
         """This process's share of the next rows of the stream."""
         length = self.config.data.row_length
-        count = self.config.run.batch_tokens // length
-        bins = next_bins(self.stream, self.corpus.train.slots, count, length)
+        bins = self.stream.take(self.config.run.batch_tokens // length)
         mine = bins[self.world.rank :: self.world.size]
         rows = build_rows(self.corpus.train, mine, length, self.config.data.loss_on)
         return rows.to(self.world.device)
 
     def _accumulate(self, rows: Rows, horizon: int) -> torch.Tensor:
-        """Back-propagate every micro-batch; return [loss, targets, hits, used] over all processes."""
+        """Back-propagate every micro-batch; return loss, targets, hits, used over all."""
         local = torch.tensor([len(rows.select)], device=rows.ids.device, dtype=torch.float64)
         targets = self.world.total(local.clone())
         sums = torch.zeros(4, device=rows.ids.device, dtype=torch.float64)
@@ -171,6 +204,7 @@ class Run:
         return self.world.total(sums)
 
     def _autocast(self) -> torch.autocast:
+        """bf16 where the config asks for it."""
         enabled = self.config.run.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
 
@@ -189,9 +223,9 @@ class Run:
         t, p = self.totals, self.progress
         t.loss, t.targets, t.hits = t.loss + loss, t.targets + targets, t.hits + hits
         t.used, t.seconds = t.used + used, t.seconds + seconds
-        t.slots += self.config.run.batch_tokens
+        t.slots, t.steps = t.slots + self.config.run.batch_tokens, t.steps + 1
         self.progress = Progress(
-            step, self.stream.cursor, p.tokens + int(used), p.seconds + seconds
+            step, self.stream.window, self.stream.row, p.tokens + int(used), p.seconds + seconds
         )
 
     def _log(self) -> None:
@@ -209,12 +243,18 @@ class Run:
             "utilisation": t.used / t.slots,
             "seconds": p.seconds,
         }
-        self.metrics.step(line, self.steps, (self.steps - p.step) * p.seconds / p.step)
+        self.metrics.step(line, self.steps, (self.steps - p.step) * t.seconds / t.steps)
 
     def _save_state(self) -> None:
-        run, variant = self.config.run, self.config.model.variant
-        folder = self.out / "state"
-        save_state(folder, self.model, self.optimizer, self.progress, variant, run.keep, self.world)
+        save_state(
+            self.out / "state",
+            self.model,
+            self.optimizer,
+            self.progress,
+            self._identity(),
+            self.config.run.keep,
+            self.world,
+        )
 
     def _evaluate(self) -> None:
         assert self.corpus.valid is not None
@@ -231,14 +271,17 @@ class Run:
         if self.metrics is not None:
             self.metrics.scores(self.progress.step, scores)
 
-    def _averaged(self):  # noqa: ANN202
+    def _averaged(self) -> AbstractContextManager[None]:
+        """A block in which the model holds its moving averages."""
         reshard(self.model)
         return self.optimizer.averaged()
 
     def _finish(self) -> Path:
         target = self.out / "checkpoint"
+        dtype = self.config.run.save_dtype
         with self._averaged():
-            dtype = self.config.run.save_dtype
+            if self.config.lora.rank:
+                merge_lora(self.model)
             save_model(target, self.model, self.corpus.tokenizer, dtype, self.world, force=True)
         if self.metrics is not None:
             self.metrics.close()
@@ -254,7 +297,7 @@ class Run:
         samples = self.corpus.train
         count = sum(p.numel() for p in self.model.parameters())
         return (
-            f"{count:,} parameters; {len(samples):,} samples of {int(samples.slots.sum()):,} tokens "
+            f"{count:,} parameters; {len(samples):,} samples, {int(samples.slots.sum()):,} tokens "
             f"({samples.dropped_empty} empty and {samples.dropped_long} too long dropped); "
             f"{self.steps} steps of {self.config.run.batch_tokens} token slots"
         )
@@ -286,6 +329,3 @@ def _micro_batches(rows: Rows, size: int) -> Iterator[Rows]:
     count = len(rows.ids)
     for start in range(0, count, size or count):
         yield rows[slice(start, start + (size or count))]
-
-
-__all__ = ["Run", "Tokenizer", "full", "train"]

@@ -13,7 +13,7 @@ from .packing import Rows, attention_mask
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of n supervised positions: their flat indices into the rows, losses (fp32), and hits (bool)."""
+    """Of n supervised positions: flat indices into the rows, losses (fp32), hits (bool)."""
 
     select: Tensor
     losses: Tensor

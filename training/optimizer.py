@@ -1,9 +1,9 @@
 """AdamATan2: Adam whose update is atan2(m, sqrt(v)) instead of m / (sqrt(v) + eps).
 
 Invariant to the gradient's scale and free of eps (Everett et al., arXiv 2407.05872, section 4.3).
-As the reference trainer has it (models/adam_atan2.py): the first moment's bias correction multiplies
-the angle, weight decay is decoupled, and a moving average of the weights sits in the state. Works on
-DTensors: every operation is pointwise.
+As the reference trainer has it (models/adam_atan2.py): the first moment's bias correction
+multiplies the angle, weight decay is decoupled, and a moving average of the weights sits in the
+state. Works on DTensors: every operation is pointwise.
 """
 
 import math

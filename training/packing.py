@@ -1,9 +1,9 @@
 """Rows: several samples side by side in a fixed number of tokens, and the mask between them.
 
-The stream of samples is endless (a new shuffle each epoch) and its state is one integer, so that
-resuming costs nothing and does not depend on the number of processes. Rows of a step are filled by
-best-fit decreasing: the longest sample first, each into the fullest row that still takes it. Unlike
-LPT multipack (the reference trainer's), which levels the rows, this leaves whole gaps at the end.
+Samples come in an endless shuffled order. A window of it is packed at once, best-fit decreasing:
+the longest sample first, each into the fullest row that still takes it (LPT multipack, the
+reference trainer's, levels the rows of one step instead; a window leaves fewer gaps). Where a run
+stands in the stream is two integers, whatever the number of processes.
 """
 
 import bisect
@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from .data import Samples
 
 IGNORE = -100
+WINDOW = 4096  # samples packed together
 
 
 @dataclass(frozen=True)
@@ -48,70 +49,70 @@ class Rows:
 
 
 class Stream:
-    """The endless, shuffled order of samples. `cursor` counts samples handed out since the start."""
+    """Packed rows without end: the same rows for a seed, from any (window, row) on.
 
-    def __init__(self, count: int, seed: int, cursor: int = 0) -> None:
-        self.count, self.seed, self.cursor = count, seed, cursor
-        self._orders: dict[int, np.ndarray] = {}
+    Every sample occurs once an epoch. Rows are shuffled within a window, since packing sorts.
+    """
 
-    def peek(self, n: int) -> np.ndarray:
-        """Indices of the next n samples, without taking them."""
-        places = np.arange(self.cursor, self.cursor + n)
-        epochs = places // self.count
-        return np.concatenate(
-            [self._order(int(e))[places[epochs == e] % self.count] for e in np.unique(epochs)]
-        )
+    def __init__(self, slots: np.ndarray, capacity: int, seed: int, window: int, row: int) -> None:
+        self.slots, self.capacity, self.seed = slots, capacity, seed
+        self.window, self.row = window, row
+        self._bins: list[list[int]] = []
+        self._packed = -1  # the window that _bins holds
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1}
-            self._orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        return self._orders[epoch]
+    def take(self, rows: int) -> list[list[int]]:
+        """The next `rows` rows: indices of the samples in each."""
+        taken: list[list[int]] = []
+        while len(taken) < rows:
+            self._pack()
+            found = self._bins[self.row : self.row + rows - len(taken)]
+            self.row += len(found)
+            taken += found
+            if self.row == len(self._bins):
+                self.window, self.row = self.window + 1, 0
+        return taken
+
+    def _pack(self) -> None:
+        if self._packed == self.window:
+            return
+        samples = self._samples()
+        bins = best_fit(self.slots[samples].tolist(), self.capacity)
+        assert bins is not None, f"a sample exceeds the row of {self.capacity} tokens"
+        order = np.random.default_rng((self.seed, self.window, 1)).permutation(len(bins))
+        self._bins = [samples[bins[i]].tolist() for i in order]
+        self._packed = self.window
+
+    def _samples(self) -> np.ndarray:
+        """Indices of the window's samples, across the end of an epoch if it lies within."""
+        count = len(self.slots)
+        places = np.arange(self.window * WINDOW, (self.window + 1) * WINDOW)
+        epochs = places // count
+        orders = {
+            int(e): np.random.default_rng((self.seed, int(e))).permutation(count)
+            for e in np.unique(epochs)
+        }
+        return np.concatenate([o[places[epochs == e] % count] for e, o in orders.items()])
 
 
-def best_fit(
-    lengths: Sequence[int], capacity: int, rows: int | None = None
-) -> list[list[int]] | None:
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]] | None:
     """Place every item into rows of `capacity`, best-fit decreasing: indices of the items per row.
 
-    None if `rows` are given and do not suffice; without it, rows are opened as needed.
+    None if an item exceeds the capacity.
     """
-    free = [(capacity, r) for r in range(rows or 0)]  # sorted by free space
-    bins: list[list[int]] = [[] for _ in free]
+    free: list[tuple[int, int]] = []  # (free space, row), sorted
+    bins: list[list[int]] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         at = bisect.bisect_left(free, (lengths[item], -1))
-        if at == len(free):
-            if rows is not None or lengths[item] > capacity:
-                return None
-            free.append((capacity, len(bins)))
+        if at < len(free):
+            space, row = free.pop(at)
+        else:
+            space, row = capacity, len(bins)
             bins.append([])
-        space, row = free.pop(at)
+        if space < lengths[item]:
+            return None
         bins[row].append(item)
         bisect.insort(free, (space - lengths[item], row))
     return bins
-
-
-def next_bins(stream: Stream, slots: np.ndarray, rows: int, capacity: int) -> list[list[int]]:
-    """Take as many samples of the stream as fit into `rows` rows; their indices per row.
-
-    The number is found by bisection, as the reference's multipack does, and samples are taken
-    strictly in order: none is ever skipped or seen twice in an epoch.
-    """
-    guess = max(rows, int(rows * capacity / max(1.0, float(slots.mean())) * 1.25) + 1)
-    order = stream.peek(guess)
-    lengths = slots[order].tolist()
-    fits, best = 1, best_fit(lengths[:1], capacity, rows)
-    assert best is not None, f"a sample of {lengths[0]} tokens does not fit a row of {capacity}"
-    beyond = int(np.searchsorted(np.cumsum(lengths), rows * capacity, side="right")) + 1
-    while beyond - fits > 1:
-        middle = (fits + beyond) // 2
-        bins = best_fit(lengths[:middle], capacity, rows)
-        if bins is None:
-            beyond = middle
-        else:
-            fits, best = middle, bins
-    stream.cursor += fits
-    return [[int(order[i]) for i in row] for row in best]
 
 
 def build_rows(
@@ -151,7 +152,7 @@ def dense_mask(rows: Rows, prefix_lm: bool = True) -> Tensor:
 
 
 def block_mask(rows: Rows, prefix_lm: bool = True) -> BlockMask:
-    """The same rule for flex_attention (CUDA), which skips blocks that no query of a row may see."""
+    """The same rule for flex_attention (CUDA), which skips blocks that nothing may see."""
     batch, size = rows.segments.shape
     segments, prefix = rows.segments, rows.prefix
 

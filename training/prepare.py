@@ -1,4 +1,4 @@
-"""Everything a run needs of its data: the tokenizer, the tokenized samples, the vocabulary's size."""
+"""Everything a run needs of its data: tokenizer, tokenized samples, size of the vocabulary."""
 
 import shutil
 from dataclasses import dataclass
@@ -41,8 +41,19 @@ def prepare(config: TrainConfig, data: Path, valid: Path | None, out: Path, worl
         _samples(config, valid, tokenizer, out) if valid is not None else None,
         tokenizer,
         Tokenizer(tokenizer).vocab_size,
-        SPECIAL_TOKENS,
+        _special_ids(tokenizer),
     )
+
+
+def _special_ids(folder: Path) -> dict[str, int]:
+    """Id of each special token of the prompt. Raises HRMEdgeError if the tokenizer lacks one."""
+    tokenizer, ids = Tokenizer(folder), {}
+    for name in SPECIAL_TOKENS:
+        found = tokenizer.encode(name)
+        if len(found) != 1:
+            raise HRMEdgeError(f"{folder}: the tokenizer has no token {name}, which prompts need")
+        ids[name] = found[0]
+    return ids
 
 
 def _samples(config: TrainConfig, path: Path, tokenizer: Path, out: Path) -> Samples:
