@@ -10,10 +10,12 @@ import click
 from hrm_edge.errors import HRMEdgeError
 
 VERBS = {
+    "demo": "hrm_edge.cli_demo",
     "export": "hrm_edge.export.cli_export",
     "generate": "hrm_edge.runtime.cli_generate",
     "inspect": "hrm_edge.cli_inspect",
     "train": "hrm_edge.training.cli_train",
+    "import": "hrm_edge.training.cli_import",
 }
 EXTRAS = {
     "export": ("huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),

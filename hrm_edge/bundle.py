@@ -13,6 +13,7 @@ from typing import Any
 from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import sha256
+from hrm_edge.progress import track
 from hrm_edge.prompt import ANSWER_END, CONDITIONS, PROMPT_END, PROMPT_START
 
 MANIFEST = "manifest.json"
@@ -129,15 +130,15 @@ class Bundle:
         if not path.is_dir():
             raise HRMEdgeError(f"{path}: no such bundle directory; make one with hrm-edge export")
         manifest = Manifest.read(path)
-        for name, expected in manifest.files.items():
-            _check(path / name, expected, verify)
+        for name in track(list(manifest.files), "verify") if verify else manifest.files:
+            _check(path / name, manifest.files[name], verify)
         return cls(path, manifest)
 
 
 def describe_files(directory: Path) -> dict[str, BundleFile]:
     """Size and sha256 of each file in `directory` but the manifest, by name."""
     files = sorted(f for f in directory.iterdir() if f.name != MANIFEST)
-    return {f.name: BundleFile(f.stat().st_size, sha256(f)) for f in files}
+    return {f.name: BundleFile(f.stat().st_size, sha256(f)) for f in track(files, "hash")}
 
 
 def _check(path: Path, expected: BundleFile, verify: bool) -> None:

@@ -1,5 +1,6 @@
 """Progress on stderr, so that stdout stays text a program can read."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -16,3 +17,8 @@ def track(items: Sequence[T], label: str) -> Iterator[T]:
         yield from items
         return
     yield from rich_track(items, label, console=console, transient=True)
+
+
+def status(label: str) -> contextlib.AbstractContextManager[object]:
+    """A spinner beside `label` for a step without parts; silent where stderr is no terminal."""
+    return console.status(label) if console.is_terminal else contextlib.nullcontext()

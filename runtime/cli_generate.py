@@ -1,5 +1,6 @@
 """`hrm-edge generate`: an answer on stdout as it grows, figures on stderr."""
 
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.progress import status
 
 if TYPE_CHECKING:
     from .engine import Stats
@@ -51,7 +53,8 @@ def command(
     from .engine import load
 
     text = _prompt(prompt, file)
-    model = load(bundle, threads=threads, max_context=max_context, verify=verify)
+    with status("loading the bundle"):
+        model = load(bundle, threads=threads, max_context=max_context, verify=verify)
     pieces = model.stream(
         text,
         condition=condition,
@@ -62,12 +65,14 @@ def command(
         min_p=min_p,
         seed=seed,
     )
-    answer, last = "", None
-    for last in pieces:
+    with status("reading the prompt"):
+        last = next(pieces)
+    answer = ""
+    for last in itertools.chain([last], pieces):
         answer += last.text
         if not as_json:
             click.echo(last.text, nl=False)
-    assert last is not None and last.stats is not None
+    assert last.stats is not None
     if as_json:
         shown = {"text": answer, "finish_reason": last.finish_reason, "stats": asdict(last.stats)}
         click.echo(json.dumps(shown, ensure_ascii=False))

@@ -1,0 +1,110 @@
+"""`hrm-edge demo`: the shipped hrm-tiny from checkpoint to answers, as a user would do it.
+
+The one place that joins two rooms, export and runtime; each is loaded by name when it is needed.
+"""
+
+import importlib
+import json
+import random
+import tempfile
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hrm_edge.errors import HRMEdgeError
+
+SHIPPED = files("hrm_edge") / "data" / "hrm_tiny"
+LEAST_AGREEMENT = 0.9  # of top-1 tokens with the reference; int4 of the shipped model has more
+
+
+@click.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Keep the bundle here.")
+@click.option("-q", "--questions", default=12, show_default=True, help="Held-out ones to ask.")
+@click.option("--seed", type=int, help="The same seed asks the same questions.")
+def command(out: Path | None, questions: int, seed: int | None) -> None:
+    """Export the shipped model to int4, check it, and let it answer held-out questions."""
+    if questions < 1:
+        raise HRMEdgeError(f"questions is {questions}, expected 1 or more")
+    with as_file(SHIPPED) as shipped, tempfile.TemporaryDirectory() as scratch:
+        bundle = _export(shipped, out or Path(scratch) / "hrm-tiny-int4")
+        model = importlib.import_module("hrm_edge.runtime").load(bundle.path)
+        _check(model, shipped / "reference_logits.npz")
+        _ask(model, _draw(shipped / "questions.jsonl", questions, seed))
+    if out:
+        click.echo(f"Ask it yourself: hrm-edge generate {out} 'QUESTION'")
+
+
+def _export(shipped: Path, out: Path) -> Any:
+    started = time.perf_counter()
+    bundle = importlib.import_module("hrm_edge.export").export(shipped, out)
+    seconds = time.perf_counter() - started
+    before = (shipped / "model.safetensors").stat().st_size / 1e6
+    after = bundle.manifest.files["model.onnx.data"].size / 1e6
+    parameters = sum(bundle.manifest.model.parameters.values()) / 1e6
+    click.echo(
+        f"hrm-tiny, {parameters:.2f} M parameters: {before:.2f} MB of bf16 weights became "
+        f"{after:.2f} MB of int4 in {seconds:.1f} s"
+    )
+    return bundle
+
+
+def _check(model: Any, path: Path) -> None:
+    """Compare with the logits that transformers computed from the checkpoint in float32."""
+    import numpy as np
+
+    stored = np.load(path)
+    agree, divergences = [], []
+    for i in range(sum(name.startswith("prompt_") for name in stored.files)):
+        prompt, answer = stored[f"prompt_{i}"].tolist(), stored[f"answer_{i}"].tolist()
+        logits = model.session.prefill(prompt)[None]
+        if len(answer) > 1:
+            logits = np.concatenate([logits, model.session.decode(answer[:-1])])
+        expected, got = _log_softmax(stored[f"logits_{i}"]), _log_softmax(logits)
+        divergences += (np.exp(expected) * (expected - got)).sum(-1).tolist()
+        agree += (expected.argmax(-1) == got.argmax(-1)).tolist()
+    share = sum(agree) / len(agree)
+    click.echo(
+        f"against transformers' float32 logits at {len(agree)} positions: top token equal at "
+        f"{share:.1%}, mean KL divergence {np.mean(divergences):.4f}"
+    )
+    if share < LEAST_AGREEMENT:
+        raise HRMEdgeError(f"the exported model disagrees with its reference ({share:.1%} equal)")
+
+
+def _log_softmax(logits: Any) -> Any:
+    import numpy as np
+
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _draw(path: Path, count: int, seed: int | None) -> list[dict[str, str]]:
+    """`count` random questions, the tasks taking turns."""
+    pick = random.Random(seed)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    pick.shuffle(rows)
+    turn: dict[str, int] = {}
+    for row in rows:
+        row["turn"] = turn[row["task"]] = turn.get(row["task"], -1) + 1
+    rows.sort(key=lambda row: row["turn"])
+    return sorted(rows[:count], key=lambda row: row["task"])
+
+
+def _ask(model: Any, rows: list[dict[str, str]]) -> None:
+    right, tokens, seconds = 0, 0, 0.0
+    for row in rows:
+        started = time.perf_counter()
+        done = model.generate(row["instruction"], condition=row.get("condition", "direct"))
+        seconds += time.perf_counter() - started
+        tokens += len(done.tokens)
+        correct = done.text.strip() == row["response"].strip()
+        right += correct
+        click.echo(f"\n[{row['task']}] {row['instruction']}")
+        verdict = "right" if correct else f"wrong, it is: {row['response']}"
+        click.echo(f"  {done.text.strip()}   ({verdict})")
+    memory = model.generate(rows[0]["instruction"], max_tokens=1).stats.anonymous_memory
+    held = f", {memory / 1e6:.0f} MB of anonymous memory" if memory else ""
+    click.echo(f"\n{right} of {len(rows)} right; {tokens / seconds:.0f} tok/s with prompts{held}")
