@@ -42,7 +42,8 @@ def _decode(session: Session, ids: list[int], depth: int, count: int) -> Timing:
     session.decode(ids[:1])
     session.decode(ids[:1])
     session.rewind(2)
-    return Timing(depth, 1, tuple(timed(lambda: session.decode([i])) for i in ids[:count]))
+    times = (timed(lambda token=token: session.decode([token])) for token in ids[:count])
+    return Timing(depth, 1, tuple(times))
 
 
 @click.command()

@@ -8,12 +8,15 @@ import click
 @click.command()
 @click.argument("checkpoint")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The new bundle.")
-@click.option("-t", "--target", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option(
+    "-t", "--target", type=click.Choice(["onnx", "gguf"]), default="onnx", show_default=True
+)
 @click.option("--bits", default=4, show_default=True, help="Of the stacks' linears: 4, 8 or 32.")
 @click.option("--group-size", default=128, show_default=True, help="Weights that share a scale.")
 @click.option("--head-bits", default=8, show_default=True, help="Of the output head: 4, 8 or 32.")
 @click.option("--embedding-bits", default=4, show_default=True, help="Of the table: 4, 8 or 32.")
 @click.option("--kv-bits", default=8, show_default=True, help="Of the KV cache: 32, 8 or 4.")
+@click.option("--type", "gguf_type", default="q4_0", show_default=True, help="Of a GGUF's tensors.")
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use only what the hub's cache holds.")
@@ -27,6 +30,7 @@ def command(
     head_bits: int,
     embedding_bits: int,
     kv_bits: int,
+    gguf_type: str,
     max_seq_len: int | None,
     revision: str | None,
     offline: bool,
@@ -34,17 +38,22 @@ def command(
 ) -> None:
     """Convert CHECKPOINT, a directory or a Hugging Face id, into a bundle for a device."""
     from .convert import export
-    from .recipe import Recipe
 
     bundle = export(
         checkpoint,
         out,
         target,
-        Recipe(bits, group_size, head_bits, embedding_bits, kv_bits),
+        bits=bits,
+        group_size=group_size,
+        head_bits=head_bits,
+        embedding_bits=embedding_bits,
+        kv_bits=kv_bits,
+        gguf_type=gguf_type,
         max_seq_len=max_seq_len,
         revision=revision,
         offline=offline,
         force=force,
     )
     size = sum(file.size for file in bundle.manifest.files.values())
-    click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: hrm-edge generate {out} 'Hello'")
+    then = f"hrm-edge generate {out} 'Hello'" if target == "onnx" else f"hrm-edge inspect {out}"
+    click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")

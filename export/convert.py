@@ -1,5 +1,6 @@
 """`export`: one checkpoint in, one bundle out, whole or not at all."""
 
+from functools import partial
 from pathlib import Path
 
 from hrm_edge.bundle import Bundle
@@ -9,17 +10,21 @@ from hrm_edge.files import new_directory
 from hrm_edge.hub import resolve
 
 from .recipe import Recipe
-from .target_onnx import write_onnx
 
-TARGETS = {"onnx": write_onnx}
+TARGETS = ("onnx", "gguf")
 
 
 def export(
     checkpoint: str | Path,
     out: str | Path,
     target: str = "onnx",
-    recipe: Recipe | None = None,
     *,
+    bits: int = 4,
+    group_size: int = 128,
+    head_bits: int = 8,
+    embedding_bits: int = 4,
+    kv_bits: int = 8,
+    gguf_type: str = "q4_0",
     max_seq_len: int | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -27,18 +32,27 @@ def export(
 ) -> Bundle:
     """Convert a checkpoint directory or Hugging Face id into a bundle at `out`.
 
-    `max_seq_len` bounds prompt and answer together, in tokens (default: what the model allows).
-    Raises HRMEdgeError for anything amiss with the checkpoint, the options or the disk; `out` is
-    then as it was.
+    The bits and the group size are those of `Recipe` and concern ONNX; `gguf_type` names the type
+    of a GGUF's tensors. `max_seq_len` bounds prompt and answer together, in tokens (default: what
+    the model allows). Raises HRMEdgeError for anything amiss with the checkpoint, the options or
+    the disk; `out` is then as it was.
     """
-    if target not in TARGETS:
+    if target == "onnx":
+        from .target_onnx import write_onnx
+
+        recipe = Recipe(bits, group_size, head_bits, embedding_bits, kv_bits)
+        write = partial(write_onnx, recipe=recipe)
+    elif target == "gguf":
+        from .target_gguf import write_gguf
+
+        write = partial(write_gguf, type_name=gguf_type)
+    else:
         raise HRMEdgeError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     out = Path(out)
-    with new_directory(out, force) as partial:
+    with new_directory(out, force) as directory:
         opened = Checkpoint.open(resolve(checkpoint, revision, offline))
-        length = _max_seq_len(opened, max_seq_len)
-        TARGETS[target](opened, partial, recipe or Recipe(), length)
-        Bundle.open(partial)
+        write(opened, directory, max_seq_len=_max_seq_len(opened, max_seq_len))
+        Bundle.open(directory)
     return Bundle.open(out)
 
 

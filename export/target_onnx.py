@@ -26,7 +26,7 @@ MODEL, DATA = "model.onnx", "model.onnx.data"
 EMBEDDING, HEAD, Z_L_INIT = "model.embed_tokens.weight", "lm_head.weight", "model.z_L_init"
 
 
-def write_onnx(checkpoint: Checkpoint, out: Path, recipe: Recipe, max_seq_len: int) -> None:
+def write_onnx(checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len: int) -> None:
     """Write the bundle of `checkpoint` into the empty directory `out`."""
     config = checkpoint.config
     if config.head_dim % 8:
@@ -35,7 +35,7 @@ def write_onnx(checkpoint: Checkpoint, out: Path, recipe: Recipe, max_seq_len: i
         weights = _store(checkpoint, file, recipe, max_seq_len)
     ir.save(build_model(config, weights, recipe.kv_bits), out / MODEL)
     copy_tokenizer(checkpoint.path, out)
-    genai = json.dumps(genai_config(config, max_seq_len), indent=2)
+    genai = json.dumps(genai_config(config, checkpoint.eos_token_ids(), max_seq_len), indent=2)
     (out / "genai_config.json").write_text(genai + "\n")
     table = weights.linears[EMBEDDING]
     Manifest(
@@ -44,7 +44,7 @@ def write_onnx(checkpoint: Checkpoint, out: Path, recipe: Recipe, max_seq_len: i
         quantization=Quantization(recipe.bits, recipe.group_size, recipe.head_bits, table.bits),
         kv_cache=KVCache.of(config, recipe.kv_bits),
         max_seq_len=max_seq_len,
-        eos_token_ids=config.eos_token_ids,
+        eos_token_ids=checkpoint.eos_token_ids(),
         files=describe_files(out),
         made_by={name: version(name) for name in ("hrm-edge", "onnx-ir")},
     ).write(out)
@@ -109,7 +109,9 @@ def _dividing(group_size: int, columns: int) -> int:
     return group_size
 
 
-def genai_config(config: HRMTextConfig, max_seq_len: int) -> dict[str, Any]:
+def genai_config(
+    config: HRMTextConfig, eos_token_ids: tuple[int, ...], max_seq_len: int
+) -> dict[str, Any]:
     """What stock onnxruntime-genai needs: a decoder that has one layer for each cache slot."""
     names = {"key": "past_key_values.%d.key", "value": "past_key_values.%d.value"}
     return {
@@ -118,7 +120,7 @@ def genai_config(config: HRMTextConfig, max_seq_len: int) -> dict[str, Any]:
             "vocab_size": config.vocab_size,
             "context_length": max_seq_len,
             "bos_token_id": config.bos_token_id,
-            "eos_token_id": list(config.eos_token_ids),
+            "eos_token_id": list(eos_token_ids),
             "pad_token_id": config.pad_token_id,
             "decoder": {
                 "session_options": {"log_id": "hrm-edge", "provider_options": []},

@@ -18,7 +18,7 @@ VERBS = {
     "import": "hrm_edge.training.cli_import",
 }
 EXTRAS = {
-    "export": ("huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
+    "export": ("gguf", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
     "train": ("torch", "yaml"),
 }
 

@@ -60,6 +60,21 @@ class Checkpoint:
             )
         return cls(path, config, parts, files)
 
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """What ends an answer: as generation_config.json says, or else config.json.
+
+        Raises HRMEdgeError if an id is none of the vocabulary's.
+        """
+        path = self.path / "generation_config.json"
+        named = read_json_object(path).get("eos_token_id") if path.is_file() else None
+        if named is None:
+            return self.config.eos_token_ids
+        ids = named if isinstance(named, list) else [named]
+        if not all(isinstance(i, int) and 0 <= i < self.config.vocab_size for i in ids):
+            limit = self.config.vocab_size
+            raise HRMEdgeError(f"{path}: eos_token_id is {named!r}, expected ids below {limit}")
+        return tuple(ids)
+
     def names(self) -> tuple[str, ...]:
         """Names of all tensors in the hub's form."""
         return tuple(self.parts)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tiny_models import Shape, random_model, write_model
 from transformers import HrmTextForCausalLM
 
 from hrm_edge.checkpoint import Checkpoint, write_checkpoint
 from hrm_edge.errors import HRMEdgeError
+from tiny_models import Shape, random_model, write_model
 
 Q = "model.L_module.layers.0.attn.gqkv_proj.weight"
 
@@ -136,3 +136,15 @@ def test_no_directory_no_config_no_weights(tmp_path: Path, checkpoint: Path) -> 
     (checkpoint / "config.json").unlink()
     with pytest.raises(HRMEdgeError, match="no such file"):
         Checkpoint.open(checkpoint)
+
+
+def test_eos_ids_are_those_of_the_generation_config(checkpoint: Path) -> None:
+    path = checkpoint / "generation_config.json"
+    for ids, expected in ((None, (11,)), (7, (7,)), ([7, 11], (7, 11))):
+        path.write_text(json.dumps({"eos_token_id": ids}))
+        assert Checkpoint.open(checkpoint).eos_token_ids() == expected
+    path.write_text(json.dumps({"eos_token_id": 100_000}))
+    with pytest.raises(HRMEdgeError, match="eos_token_id is 100000, expected ids below 288"):
+        Checkpoint.open(checkpoint).eos_token_ids()
+    path.unlink()
+    assert Checkpoint.open(checkpoint).eos_token_ids() == (11,)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+
 from tiny_models import Shape, write_model
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny_models import Shape, write_model
 
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime.session import open_session
+from tiny_models import Shape, write_model
 
 SHAPE = Shape(layers=2, H=2, L=3)
 
@@ -45,7 +45,7 @@ def test_norms_and_additions_are_all_fused(bundle: Bundle) -> None:
 @pytest.mark.parametrize("head_bits", [4, 8, 32])
 def test_a_tied_table_is_stored_once(tmp_path: Path, head_bits: int) -> None:
     path = write_model(tmp_path / "model", Shape(tied=True))
-    bundle = export(path, tmp_path / "bundle", recipe=Recipe(head_bits=head_bits))
+    bundle = export(path, tmp_path / "bundle", **vars(Recipe(head_bits=head_bits)))
     model = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False)
     places = {
         init.name: next(e.value for e in init.external_data if e.key == "offset")
@@ -76,9 +76,9 @@ def test_int4_logits_are_those_of_the_dequantized_weights(tmp_path: Path) -> Non
     exact = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
     ids = list(range(20, 60))
     expected = open_session(
-        export(tmp_path / "rounded", tmp_path / "a", recipe=exact), 1, None
+        export(tmp_path / "rounded", tmp_path / "a", **vars(exact)), 1, None
     ).prefill(ids)
-    got = open_session(export(source.path, tmp_path / "b", recipe=recipe), 1, None).prefill(ids)
+    got = open_session(export(source.path, tmp_path / "b", **vars(recipe)), 1, None).prefill(ids)
     assert np.abs(got - expected).max() / np.abs(expected).max() < 0.05
 
 
@@ -87,7 +87,7 @@ def test_a_quantized_cache_stays_close(tmp_path: Path, kv_bits: int, error: floa
     path = write_model(tmp_path / "model", SHAPE)
     recipes = [Recipe(32, 128, 32, 32, bits) for bits in (32, kv_bits)]
     exact, coarse = (
-        open_session(export(path, tmp_path / str(i), recipe=recipe), 1, None)
+        open_session(export(path, tmp_path / str(i), **vars(recipe)), 1, None)
         for i, recipe in enumerate(recipes)
     )
     ids = list(range(20, 80))
