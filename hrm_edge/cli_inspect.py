@@ -62,6 +62,7 @@ def _architecture(config: HRMTextConfig) -> dict[str, Any]:
         "parameters": config.parameters | {"total": sum(config.parameters.values())},
         "passes": " ".join(config.passes),
         "layer_passes_per_token": config.cache_slots,
+        "weights_per_token": config.weights_per_token,
         "prefix": "bidirectional" if config.prefix_lm else "causal",
     }
 

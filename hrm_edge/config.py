@@ -69,10 +69,16 @@ class HRMTextConfig:
     @property
     def parameters(self) -> dict[str, int]:
         """Trainable parameters by part. A tied head counts nothing; z_L_init is frozen."""
-        stack, table = self.layers_per_stack * self.layer_parameters, self.vocab_size
-        table *= self.hidden_size
+        stack = self.layers_per_stack * self.layer_parameters
+        table = self.vocab_size * self.hidden_size
         head = 0 if self.tie_word_embeddings else table
         return {"L": stack, "H": stack, "embedding": table, "head": head}
+
+    @property
+    def weights_per_token(self) -> int:
+        """Weights that decoding one token reads: each stack once a pass, and the head once."""
+        stack = self.layers_per_stack * self.layer_parameters
+        return len(self.passes) * stack + self.vocab_size * self.hidden_size
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a checkpoint in the hub's (fused) form."""

@@ -34,6 +34,7 @@ HUB: dict[str, Any] = {
 def test_the_published_model_has_its_published_size() -> None:
     config = HRMTextConfig.from_dict(HUB)
     assert sum(config.parameters.values()) + config.hidden_size == 1_182_795_264
+    assert config.weights_per_token == pytest.approx(4.03e9, rel=0.01)
     assert config.cache_slots == 128
     assert config.passes == tuple("LLLHLLLH")
     assert [config.slot(1, i, 0) for i in range(4)] == [64, 80, 96, 112]

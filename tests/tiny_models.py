@@ -74,7 +74,7 @@ def write_tokenizer(directory: Path) -> None:
 def write_model(directory: Path, shape: Shape) -> Path:
     """Save `random_model(shape)` as a Hugging Face directory in the shape's layout and dtype."""
     model = random_model(shape)
-    model.to(dtype=shape.dtype)
+    model.type(shape.dtype)
     model.save_pretrained(directory)
     if shape.layout == "split":
         state = {k: v.contiguous() for k, v in model.state_dict().items()}
