@@ -15,11 +15,12 @@ VERBS = {
     "generate": "hrm_edge.runtime.cli_generate",
     "inspect": "hrm_edge.cli_inspect",
     "train": "hrm_edge.training.cli_train",
+    "score": "hrm_edge.training.cli_score",
     "import": "hrm_edge.training.cli_import",
 }
 EXTRAS = {
     "export": ("gguf", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
-    "train": ("torch", "yaml"),
+    "train": ("matplotlib", "tensorboard", "torch", "yaml"),
 }
 
 

@@ -57,7 +57,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 def _architecture(config: HRMTextConfig) -> dict[str, Any]:
     return {
-        "model": f"hrm_text, {config.layers_per_stack} layers, hidden {config.hidden_size}, "
+        "model": f"2 stacks of {config.layers_per_stack} layers, hidden {config.hidden_size}, "
         f"{config.num_attention_heads} heads of {config.head_dim}, vocabulary {config.vocab_size}",
         "parameters": config.parameters | {"total": sum(config.parameters.values())},
         "passes": " ".join(config.passes),

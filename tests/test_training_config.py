@@ -46,7 +46,6 @@ def test_yaml_changes_a_preset(tmp_path: Path) -> None:
         ("run: {epochs: 2}", "run.steps is 5000, expected one of run.steps and run.epochs"),
         ("run: {batch_tokens: 1000}", "run.batch_tokens is 1000, expected a multiple of"),
         ("model: {heads: 3}", "model.heads is 3, expected to split 256 into even heads"),
-        ("data: {row_length: 1024}", "data.row_length is 1024, expected at most"),
         ("optimizer: {bp_min: 1}", "optimizer.bp_min is 1, expected 2 or more"),
         ("model: 3", "model is 3, expected a section of keys"),
         ("preset: XXL", "preset is 'XXL', expected one of tiny"),

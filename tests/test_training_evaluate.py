@@ -22,7 +22,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt some of the task."""
     folder = tmp_path_factory.mktemp("run")
-    config = replace(TINY, run=replace(TINY.run, steps=60, batch_tokens=1024, checkpoint_every=0))
+    config = replace(TINY, run=replace(TINY.run, steps=20, batch_tokens=512, checkpoint_every=0))
     train(
         config,
         letters(folder / "train.jsonl", 400, seed=0),

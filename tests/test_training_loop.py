@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.model import HRMText
 from hrm_edge.training import checkpointing, loop, train
+from hrm_edge.training.config import load_config
+from hrm_edge.training.objective import Outcome
+from hrm_edge.training.packing import Rows
 from hrm_edge.training.weights import load_model
 
 STATES = ["step-00000008", "step-00000012"]
@@ -64,6 +69,7 @@ def test_a_run_learns_and_leaves_everything_it_promises(run: Path) -> None:
     assert sorted(p.name for p in run.glob("*.png")) == ["exact_match.png", "loss.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in run.glob("*.png"))
     assert list((run / "tensorboard").iterdir())
+    assert load_config(run / "config.yaml") == TINY
     scores = metrics(run, "scores")[-1]
     assert set(scores) == {"echo", "next"} and sum(s["samples"] for s in scores.values()) == 40
 
@@ -153,20 +159,34 @@ def test_gradient_accumulation_does_not_change_the_losses(
     assert metrics(tmp_path / "run", "loss") == pytest.approx(metrics(run, "loss"), rel=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_bf16_clipping_and_compiled_blocks_train_alike(
-    run: Path, data: Path, tmp_path: Path, precision: str
-) -> None:
-    """AdamATan2 does not see the gradient's scale, so that clipping every step changes little."""
-    compiled = precision == "fp32"
-    config = replace(
-        TINY,
-        run=replace(TINY.run, precision=precision, compile=compiled, checkpoint_every=0),
-        optimizer=replace(TINY.optimizer, clip=1e-3 if not compiled else 0.0),
-    )
+def test_compiled_blocks_train_alike(run: Path, data: Path, tmp_path: Path) -> None:
+    config = replace(TINY, run=replace(TINY.run, compile=True, checkpoint_every=0))
     train(config, data, tmp_path / "run", quiet=True)
-    tolerance = 1e-4 if compiled else 0.1
-    assert metrics(tmp_path / "run", "loss") == pytest.approx(metrics(run, "loss"), rel=tolerance)
+    assert metrics(tmp_path / "run", "loss") == pytest.approx(metrics(run, "loss"), rel=1e-3)
+
+
+def test_bf16_starts_alike_and_learns(run: Path, data: Path, tmp_path: Path) -> None:
+    config = replace(TINY, run=replace(TINY.run, precision="bf16", checkpoint_every=0))
+    train(config, data, tmp_path / "run", quiet=True)
+    losses, exact = metrics(tmp_path / "run", "loss"), metrics(run, "loss")
+    assert losses[:3] == pytest.approx(exact[:3], rel=0.02) and losses[:3] != exact[:3]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_clipping_bounds_the_gradient(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms, step = [], loop.AdamATan2.step
+
+    def watched(self: loop.AdamATan2) -> None:
+        gradients = [p.grad for p in self.param_groups[0]["params"] if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        step(self)
+
+    monkeypatch.setattr(loop.AdamATan2, "step", watched)
+    config = replace(TINY, optimizer=replace(TINY.optimizer, clip=0.01))
+    train(config, data, tmp_path / "run", quiet=True)
+    assert norms == pytest.approx([0.01] * 12, rel=1e-3)
 
 
 def test_fine_tuning_starts_from_a_checkpoint(
@@ -197,14 +217,13 @@ def test_lora_changes_the_projections_and_nothing_else(
 def test_nan_stops_the_run_and_keeps_the_last_good_state(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = loop.outcome
+    honest, calls = loop.outcome, []
 
-    def broken(model, rows, horizon):
+    def broken(model: HRMText, rows: Rows, horizon: int | None) -> Outcome:
         result = honest(model, rows, horizon)
-        broken.calls += 1
-        return replace(result, losses=result.losses * (float("nan") if broken.calls == 6 else 1))
+        calls.append(1)
+        return replace(result, losses=result.losses * (float("nan") if len(calls) == 6 else 1))
 
-    broken.calls = 0
     monkeypatch.setattr(loop, "outcome", broken)
     with pytest.raises(HRMEdgeError, match=r"the loss is nan at step 6; the last good state is "):
         train(TINY, data, tmp_path / "run", quiet=True)
@@ -214,17 +233,25 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
     assert len(metrics(tmp_path / "run", "loss")) == 12
 
 
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("unexpected pos 704 vs 598"),  # what torch's writer makes of it
+    ],
+)
 def test_a_full_disk_is_one_line_and_costs_no_state(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     train(replace(TINY, run=replace(TINY.run, steps=4)), data, tmp_path / "run", quiet=True)
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise raised
 
     monkeypatch.setattr(FileSystemWriter, "write_data", full)
+    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(HRMEdgeError, match="the disk is full"):
         train(TINY, data, tmp_path / "run", resume=True, quiet=True)
     assert [p.name for p in (tmp_path / "run/state").iterdir()] == ["step-00000004"]

@@ -38,7 +38,7 @@ def letters(path: Path, count: int, seed: int) -> Path:
     return write_lines(path, lines)
 
 
-def metrics(out: Path, key: str) -> list[float]:
+def metrics(out: Path, key: str) -> list[Any]:
     """The values of `key` over a run, in order."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line[key] for line in lines if key in line]

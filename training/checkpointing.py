@@ -5,6 +5,7 @@ A state is a directory `step-00001000` with the model, the optimizer (moving ave
 so a process killed at any moment leaves the previous state in place.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -90,13 +91,25 @@ def _save(partial: Path, model: HRMText, optimizer: AdamATan2, world: World) -> 
                 checkpoint_id=partial,
                 no_dist=world.size == 1,
             )
-    except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values()]
+    except (CheckpointException, OSError) as error:
+        cause = _as_os_error(error, partial, model)
         shutil.rmtree(partial, ignore_errors=True)
-        raise next((c for c in causes if isinstance(c, OSError)), error) from error
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _as_os_error(error: BaseException, partial: Path, model: HRMText) -> OSError | None:
+    """The system's error behind a failed save; torch's own writer reports a full disk as another
+    error, so that one is told by the room left for a state (four fp32 values a parameter).
+    """
+    failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, 0)]
+    found = next((cause for cause, _ in failures if isinstance(cause, OSError)), None)
+    written = sum(file.stat().st_size for file in partial.glob("*"))
+    needed = 16 * sum(p.numel() for p in model.parameters())
+    if found is None and shutil.disk_usage(partial).free + written < needed:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return found
 
 
 def _finish(partial: Path, target: Path, header: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ A line is `{"instruction": text, "response": text, "condition"?: "direct" | "syn
 
 import hashlib
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from hrm_edge.prompt import ANSWER_END, Tokenizer, format_prompt, parse_conditio
 
 SAMPLE = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4"), ("task", "<i4")])
 NO_TASK = "all"
+FORMAT = 2  # of the arrays; part of their fingerprint
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Samples:
         """Open what `tokenize` wrote."""
         info = json.loads((path / "samples.json").read_text())
         return cls(
-            np.load(path / "tokens.npy", mmap_mode="r"),
+            np.memmap(path / "tokens.bin", info["dtype"], mode="r"),
             np.load(path / "table.npy", mmap_mode="r"),
             tuple(info["tasks"]),
             info["dropped_empty"],
@@ -113,18 +115,6 @@ def _parse(text: str, number: int, path: Path, condition: str) -> Line | None:
     return Line(number, values["instruction"], values["response"], conditions, values["task"])
 
 
-def checked_lines(path: Path, condition: str) -> tuple[list[Line], int]:
-    """All usable lines and the number dropped for an empty response; HRMEdgeError if none."""
-    lines = list(read_lines(path, condition))
-    kept = [line for line in lines if line is not None]
-    if not kept:
-        raise HRMEdgeError(
-            f"{path}: no usable line ({len(lines)} with an empty response); expected one "
-            '{"instruction": ..., "response": ...} object per line'
-        )
-    return kept, len(lines) - len(kept)
-
-
 def tokenize(
     path: Path,
     tokenizer_path: Path,
@@ -137,58 +127,68 @@ def tokenize(
     """Tokenize `path` into a directory under `cache`, named by what it depends on, or reuse it.
 
     `longest` is the most input tokens a sample may have; a longer one is an HRMEdgeError naming its
-    line (too_long "error"), or is dropped and counted ("drop").
+    line (too_long "error"), or is dropped and counted ("drop"). Lines are read one at a time.
     """
     target = cache / _fingerprint(path, tokenizer_path, condition, longest, too_long)
     if not target.is_dir():
-        lines, empty = checked_lines(path, condition)
         tokenizer = Tokenizer(tokenizer_path)
-        table, pieces, long = [], [], 0
-        tasks = {name: i for i, name in enumerate(sorted({line.task for line in lines}))}
-        start = 0
-        for line, prompt, ids in _encoded(lines, tokenizer):
+        with new_directory(target) as partial:
+            _write(partial, path, tokenizer, read_lines(path, condition), longest, too_long)
+    return Samples.open(target)
+
+
+def _write(
+    partial: Path,
+    path: Path,
+    tokenizer: Tokenizer,
+    lines: Iterable[Line | None],
+    longest: int,
+    too_long: str,
+) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    table, tasks, empty, long = array("q"), dict[str, int](), 0, 0
+    with (partial / "tokens.bin").open("wb") as file:
+        for line in lines:
+            if line is None:
+                empty += 1
+                continue
+            prompt = tokenizer.encode(line.prompt)
+            ids = prompt + tokenizer.encode(line.response + ANSWER_END)
             if len(ids) - 1 > longest:
                 _check_drop(too_long, path, line, len(ids), longest)
                 long += 1
                 continue
-            table.append((start, prompt, len(ids), tasks[line.task]))
-            pieces.append(np.asarray(ids, _token_dtype(tokenizer.vocab_size)))
-            start += len(ids)
-        if not table:
-            raise HRMEdgeError(f"{path}: all {long} samples exceed data.row_length {longest}")
-        info = {"tasks": list(tasks), "dropped_empty": empty, "dropped_long": long}
-        _write(target, np.concatenate(pieces), np.array(table, SAMPLE), info)
-    return Samples.open(target)
+            task = tasks.setdefault(line.task, len(tasks))
+            table.extend((file.tell() // dtype.itemsize, len(prompt), len(ids), task))
+            file.write(np.asarray(ids, dtype).tobytes())
+    if not table:
+        raise HRMEdgeError(_nothing(path, empty, long, longest))
+    columns = np.frombuffer(table, np.int64).reshape(-1, 4).T  # as SAMPLE
+    np.save(partial / "table.npy", np.rec.fromarrays(columns, dtype=SAMPLE).view(np.ndarray))
+    info = {"tasks": list(tasks), "dtype": dtype.name}
+    info |= {"dropped_empty": empty, "dropped_long": long}
+    (partial / "samples.json").write_text(json.dumps(info))
 
 
-def _encoded(lines: list[Line], tokenizer: Tokenizer) -> Iterator[tuple[Line, int, list[int]]]:
-    for line in lines:
-        prompt = tokenizer.encode(line.prompt)
-        yield line, len(prompt), prompt + tokenizer.encode(line.response + ANSWER_END)
+def _nothing(path: Path, empty: int, long: int, longest: int) -> str:
+    return (
+        f"{path}: no usable line ({empty} with an empty response, {long} longer than {longest} "
+        'tokens); expected one {"instruction": ..., "response": ...} object per line'
+    )
 
 
 def _check_drop(too_long: str, path: Path, line: Line, length: int, longest: int) -> None:
     if too_long != "drop":
         raise HRMEdgeError(
             f"{path}, line {line.number}: the sample takes {length - 1} tokens, expected at most "
-            f"data.row_length {longest}; raise it, or set data.too_long: drop"
+            f"{longest}; raise data.row_length (and model.max_position_embeddings), or set "
+            "data.too_long: drop"
         )
-
-
-def _token_dtype(vocab_size: int) -> type[np.generic]:
-    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
-
-
-def _write(target: Path, tokens: np.ndarray, table: np.ndarray, info: dict[str, Any]) -> None:
-    with new_directory(target) as partial:
-        np.save(partial / "tokens.npy", tokens)
-        np.save(partial / "table.npy", table)
-        (partial / "samples.json").write_text(json.dumps(info))
 
 
 def _fingerprint(path: Path, tokenizer: Path, *settings: object) -> str:
     file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
-    digest = hashlib.sha256(repr(settings).encode())
+    digest = hashlib.sha256(repr((FORMAT, *settings)).encode())
     for source in (path, file):
         try:
             digest.update(source.read_bytes())

@@ -67,7 +67,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise HRMEdgeError(f"{path}: missing; the reference trainer writes it beside") from None
+        raise HRMEdgeError(
+            f"{path}: missing; the reference trainer writes it beside fsdp2_epoch_N"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise HRMEdgeError(f"{path}: cannot be read as YAML ({error})") from None
 

@@ -1,19 +1,20 @@
 """The training loop: from a config and JSONL to a checkpoint directory.
 
 Holds the order of things in a run and nothing of how each is done. Everything a run writes lies
-under `out`: tokenizer/, data/ (token arrays), state/ (resumable), metrics.jsonl, tensorboard/, the
-curves, and at the end checkpoint/, a Hugging Face directory with the averaged weights.
+under `out`: config.yaml, tokenizer/, data/ (token arrays), state/ (resumable), metrics.jsonl,
+tensorboard/, the curves, and at the end checkpoint/, a Hugging Face directory with the averages.
 """
 
 import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
@@ -137,6 +138,8 @@ class Run:
         )
         self.totals = Totals()
         self.metrics = Metrics(out, self.progress.step, quiet) if world.is_first else None
+        if world.is_first:
+            (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
     def _resume(self) -> Progress:
         found = states(self.out / "state")
@@ -153,18 +156,29 @@ class Run:
 
     def run(self) -> Path:
         """Train to the last step, write the checkpoint directory and the curves."""
-        run = self.config.run
         self._note(self._summary())
-        while self.progress.step < self.steps:
-            self._step()
-            step, last = self.progress.step, self.progress.step == self.steps
-            if step % run.log_every == 0 or last:
-                self._log()
-            if run.checkpoint_every and (step % run.checkpoint_every == 0 or last):
-                self._save_state()
-            if self.corpus.valid and (last or (run.eval_every and step % run.eval_every == 0)):
-                self._evaluate()
-        return self._finish()
+        try:
+            while self.progress.step < self.steps:
+                self._step()
+                self._after_step()
+            target = self._save_checkpoint()
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+        if self.metrics is not None:
+            plot_run(self.out)
+        self._note(f"wrote {target}")
+        return target
+
+    def _after_step(self) -> None:
+        """Whatever is due at this step: metrics, a state, an evaluation."""
+        run, step, last = self.config.run, self.progress.step, self.progress.step == self.steps
+        if last or step % run.log_every == 0:
+            self._log()
+        if run.checkpoint_every and (last or step % run.checkpoint_every == 0):
+            self._save_state()
+        if self.corpus.valid and (last or (run.eval_every and step % run.eval_every == 0)):
+            self._evaluate()
 
     def _step(self) -> None:
         """One optimizer step over `batch_tokens` token slots."""
@@ -276,17 +290,12 @@ class Run:
         reshard(self.model)
         return self.optimizer.averaged()
 
-    def _finish(self) -> Path:
-        target = self.out / "checkpoint"
-        dtype = self.config.run.save_dtype
+    def _save_checkpoint(self) -> Path:
+        target, dtype = self.out / "checkpoint", self.config.run.save_dtype
         with self._averaged():
             if self.config.lora.rank:
                 merge_lora(self.model)
             save_model(target, self.model, self.corpus.tokenizer, dtype, self.world, force=True)
-        if self.metrics is not None:
-            self.metrics.close()
-            plot_run(self.out)
-        self._note(f"wrote {target}")
         return target
 
     def _note(self, text: str) -> None:

@@ -24,7 +24,7 @@ class Metrics:
         with writing(self.path):
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
     def step(self, line: dict[str, Any], steps: int, seconds_left: float) -> None:
         """Record one training step."""

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from .metrics import read_metrics
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 def plot_run(out: Path) -> list[Path]:
@@ -26,7 +23,8 @@ def plot_run(out: Path) -> list[Path]:
 
 
 def _plot(path: Path, curves: dict[str, list[tuple[int, float]]], label: str) -> Path:
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
     axes.set_xlabel("step")
@@ -34,5 +32,4 @@ def _plot(path: Path, curves: dict[str, list[tuple[int, float]]], label: str) ->
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path

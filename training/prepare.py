@@ -9,7 +9,7 @@ from hrm_edge.files import writing
 from hrm_edge.prompt import SPECIAL_TOKENS, Tokenizer
 
 from .config import TrainConfig
-from .data import Samples, checked_lines, tokenize
+from .data import Samples, read_lines, tokenize
 from .distributed import World
 from .tokenizer import train_tokenizer, write_tokenizer
 
@@ -63,7 +63,7 @@ def _samples(config: TrainConfig, path: Path, tokenizer: Path, out: Path) -> Sam
         tokenizer,
         out / "data",
         condition=settings.condition,
-        longest=settings.row_length,
+        longest=min(settings.row_length, config.model.max_position_embeddings),
         too_long=settings.too_long,
     )
 
@@ -80,7 +80,7 @@ def _prepare_tokenizer(config: TrainConfig, data: Path, target: Path) -> None:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
         return
-    lines, _ = checked_lines(data, config.data.condition)
+    lines = (line for line in read_lines(data, config.data.condition) if line is not None)
     texts = (text for line in lines for text in (line.instruction, line.response))
     context = config.model.max_position_embeddings
     write_tokenizer(train_tokenizer(texts, config.data.vocab_size), target, context)
