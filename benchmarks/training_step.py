@@ -28,14 +28,14 @@ from hrm_edge.training.config import TrainConfig, load_config
 from hrm_edge.training.data import Samples
 from hrm_edge.training.distributed import World
 from hrm_edge.training.prepare import Corpus, prepare
-from hrm_edge.training.variants import build_model
+from hrm_edge.training.weights import new_model
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 def ours(config: TrainConfig, corpus: Corpus, out: Path) -> Callable[[], int]:
     """A step of our loop; returns the tokens it took in."""
-    model = build_model(config.architecture(corpus.vocab_size, corpus.special_tokens))
+    model = new_model(config.architecture(corpus.vocab_size, corpus.special_tokens))
     run = loop.Run(config, model, corpus, out, ALONE, quiet=True)
 
     def step() -> int:

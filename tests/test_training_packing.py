@@ -16,7 +16,7 @@ from hrm_edge.training.packing import (
     build_rows,
     dense_mask,
 )
-from hrm_edge.training.variants import build_model
+from hrm_edge.training.weights import new_model
 
 CONFIG = HRMTextConfig(
     vocab_size=50,
@@ -92,14 +92,14 @@ def test_rows_hold_inputs_and_the_targets_of_the_answer(samples: Samples) -> Non
 def test_a_packed_sample_scores_as_if_alone(samples: Samples, prefix_lm: bool) -> None:
     from dataclasses import replace
 
-    model = build_model(replace(CONFIG, prefix_lm=prefix_lm), seed=1).double()
+    model = new_model(replace(CONFIG, prefix_lm=prefix_lm), seed=1).double()
     packed = outcome(model, build_rows(samples, [[9, 2], [4, 5], [0, 1, 3]], 20)).losses
     alone = [outcome(model, build_rows(samples, [[i]], 20)).losses for i in (9, 2, 4, 5, 0, 1, 3)]
     torch.testing.assert_close(packed, torch.cat(alone))
 
 
 def test_losses_are_cross_entropy_of_the_next_answer_tokens(samples: Samples) -> None:
-    model = build_model(CONFIG)
+    model = new_model(CONFIG)
     rows = build_rows(samples, [[9, 2], [4, 5]], 20)
     logits = model(rows.ids, mask=dense_mask(rows), positions=rows.positions)
     expected = F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), reduction="sum")
@@ -110,7 +110,7 @@ def test_losses_are_cross_entropy_of_the_next_answer_tokens(samples: Samples) ->
 
 @pytest.mark.parametrize("prefix_lm", [True, False])
 def test_flex_attention_sees_what_sdpa_sees(samples: Samples, prefix_lm: bool) -> None:
-    model = build_model(CONFIG).eval()
+    model = new_model(CONFIG).eval()
     rows = build_rows(samples, [[9, 2], [4, 5], []], 128)
     with torch.no_grad():
         dense = model(rows.ids, mask=dense_mask(rows, prefix_lm), positions=rows.positions)

@@ -15,8 +15,6 @@ import yaml
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 
-Variant = Literal["hrm", "plain", "no_exit_norm"]
-
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -34,7 +32,6 @@ class ModelSettings:
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = False
     prefix_lm: bool = True
-    variant: Variant = "hrm"
 
 
 @dataclass(frozen=True)

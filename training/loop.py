@@ -32,8 +32,7 @@ from .packing import Rows, Stream, build_rows
 from .plots import plot_run
 from .prepare import Corpus, prepare
 from .schedule import bp_passes, learning_rate
-from .variants import build_model
-from .weights import load_weights, save_model
+from .weights import load_weights, new_model, save_model
 
 
 def train(
@@ -76,7 +75,7 @@ def _model(config: TrainConfig, corpus: Corpus, checkpoint: Checkpoint | None) -
     """A fresh model, or the checkpoint's; with adapters if the config asks for them."""
     if checkpoint is None:
         architecture = config.architecture(corpus.vocab_size, corpus.special_tokens)
-        model = build_model(architecture, config.model.variant, config.run.seed)
+        model = new_model(architecture, config.run.seed)
     else:
         model = HRMText(checkpoint.config)
         load_weights(model, checkpoint)
@@ -150,7 +149,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
         config = self.config
-        extra = {"variant": config.model.variant, "lora.rank": config.lora.rank}
+        extra = {"lora.rank": config.lora.rank}
         extra |= {"data.row_length": config.data.row_length, "run.seed": config.run.seed}
         return self.model.config.to_dict() | extra
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hrm_edge.checkpoint import Checkpoint, write_checkpoint
+from hrm_edge.config import HRMTextConfig
 from hrm_edge.model import HRMText
 
 from .distributed import World, full
@@ -17,6 +18,13 @@ def load_model(path: Path) -> HRMText:
     checkpoint = Checkpoint.open(path)
     model = HRMText(checkpoint.config)
     load_weights(model, checkpoint)
+    return model
+
+
+def new_model(config: HRMTextConfig, seed: int = 0) -> HRMText:
+    """A freshly initialized model; the same seed gives the same weights."""
+    model = HRMText(config)
+    model.init_weights(torch.Generator().manual_seed(seed))
     return model
 
 
