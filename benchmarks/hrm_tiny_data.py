@@ -1,13 +1,14 @@
-"""The questions hrm-tiny learns from: eight families of reasoning-gym, as JSONL and a tokenizer.
+"""The questions hrm-tiny learns from: families of reasoning-gym, as JSONL and a tokenizer.
 
-    python benchmarks/hrm_tiny_data.py runs/hrm_tiny_data
+    python -m benchmarks.hrm_tiny_data runs/hrm_tiny_data
 
-writes train.jsonl, valid.jsonl (to look at while training) and test.jsonl (for the final figures).
-reasoning-gym draws item i of a data set from `seed + i`, so the three seed ranges below cannot
-meet; a question that two of them draw all the same stays in the held-out file and leaves the
-training set. The wording is reasoning-gym's, cut down to the sentence that carries the question;
-words that a task works on letter by letter are written in capitals, which the tokenizer of
-`tokenizer_corpus` never merges: the model sees their letters.
+writes warmup.jsonl and train.jsonl (the mixes of the two stages of training), valid.jsonl (to look
+at while training) and test.jsonl (for the final figures). reasoning-gym draws item i of a data set
+from `seed + i`, so the three seed ranges below cannot meet; a question that two of them draw all
+the same stays in the held-out file and leaves the training sets. The wording is reasoning-gym's,
+cut down to the sentence that carries the question; words that a task works on letter by letter are
+written in capitals, which the tokenizer of `tokenizer_corpus` never merges: the model sees their
+letters.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ Rewrite = Callable[[str, str], tuple[str, str] | None]  # None: draw another one
 
 FIRST_SEED = {"test": 0, "valid": 1_000_000, "train": 2_000_000}
 VOCAB_SIZE, TOKENIZER_SAMPLE, CONTEXT = 512, 50_000, 512
-HELD_OUT = {"test": 200, "valid": 50}  # per family; train takes Family.samples
+HELD_OUT = {"test": 200, "valid": 50}  # per family
+LONGEST_WORD = 7  # of those to reverse the order of
 MALE_NAMES = ["James", "John", "Robert", "Michael", "David", "Peter", "Daniel", "George"]
 FEMALE_NAMES = ["Mary", "Sarah", "Emma", "Laura", "Susan", "Alice", "Helen", "Nancy"]
 
@@ -67,6 +70,23 @@ def mini_sudoku(question: str, answer: str) -> tuple[str, str]:
     return f"Solve this 4x4 Mini Sudoku:\n{puzzle.replace(' ', '')}", answer.replace(" ", "")
 
 
+def word_sequence_reversal(question: str, answer: str) -> tuple[str, str] | None:
+    if max(len(word) for word in answer.split(", ")) > LONGEST_WORD:
+        return None
+    words = _match(r".*list of words: (.*)\n", question)[0]
+    return f"Reverse this list of words: {words.upper()}", answer.upper()
+
+
+def spiral_matrix(question: str, answer: str) -> tuple[str, str]:
+    matrix = _match(r".* in spiral order\?\n([\d \n]+)", question)[0]
+    return f"Spiral order of:\n{matrix.replace(' ', '')}", answer.replace(" ", "")
+
+
+def rotate_matrix(question: str, answer: str) -> tuple[str, str]:
+    degrees, matrix = _match(r".* by (\d+) degrees clockwise:\n([\d \n]+)", question)
+    return f"Rotate by {degrees} degrees:\n{matrix.replace(' ', '')}", answer.replace(" ", "")
+
+
 def family_relationships(question: str, answer: str) -> tuple[str, str] | None:
     # for these the generator's answer is the other person's role
     if answer in ("niece", "nephew") or answer.endswith("-in-law"):
@@ -77,30 +97,38 @@ def family_relationships(question: str, answer: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Family:
-    """One reasoning-gym data set: how many questions to train on, our wording, its settings."""
+    """One reasoning-gym data set: how many lines of a training mix, our wording, its settings."""
 
     name: str
-    samples: int
+    lines: int
     rewrite: Rewrite
     settings: dict[str, Any]
-    repeats: int = 1  # a family with few distinct questions is shown this often per epoch
+    distinct: int = 0  # where questions are few: how many, repeated to fill the lines
 
 
-FAMILIES = (
-    Family("spell_backward", 30_000, spell_backward, {"min_word_len": 3, "max_word_len": 8}),
+SPELL = {"min_word_len": 3, "max_word_len": 8}
+SORT = {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0, "min_value": 0, "max_value": 99}
+SUDOKU = {"min_empty": 4, "max_empty": 8}
+SORT_WORDS = {
+    "min_words": 3,
+    "max_words": 3,
+    "min_word_length": 3,
+    "max_word_length": 5,
+    "transformation": TextTransformation.UPPERCASE,
+}
+NAMES = {"male_names": MALE_NAMES, "female_names": FEMALE_NAMES}
+
+# The mix of the first stage. Families that it did not learn were given up or made easier after it.
+WARMUP = (
+    Family("spell_backward", 30_000, spell_backward, SPELL),
     Family(
         "chain_sum",
-        16_000,  # of 16,400 that there are
+        64_000,
         chain_sum,
         {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-        repeats=4,
+        distinct=16_000,
     ),
-    Family(
-        "number_sorting",
-        40_000,
-        number_sorting,
-        {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0, "min_value": 0, "max_value": 99},
-    ),
+    Family("number_sorting", 40_000, number_sorting, SORT),
     Family(
         "number_filtering",
         40_000,
@@ -108,29 +136,46 @@ FAMILIES = (
         {"min_numbers": 3, "max_numbers": 5, "max_decimals": 0},
     ),
     Family("letter_counting", 60_000, letter_counting, {"min_words": 2, "max_words": 3}),
-    Family(
-        "word_sorting",
-        50_000,
-        word_sorting,
-        {
-            "min_words": 3,
-            "max_words": 3,
-            "min_word_length": 3,
-            "max_word_length": 5,
-            "transformation": TextTransformation.UPPERCASE,
-        },
-    ),
-    Family("mini_sudoku", 50_000, mini_sudoku, {"min_empty": 4, "max_empty": 8}),
+    Family("word_sorting", 50_000, word_sorting, SORT_WORDS),
+    Family("mini_sudoku", 50_000, mini_sudoku, SUDOKU),
     Family(
         "family_relationships",
         30_000,
         family_relationships,
-        {
-            "min_family_size": 4,
-            "max_family_size": 6,
-            "male_names": MALE_NAMES,
-            "female_names": FEMALE_NAMES,
-        },
+        {"min_family_size": 4, "max_family_size": 6} | NAMES,
+    ),
+)
+
+FAMILIES = (
+    Family("spell_backward", 8_000, spell_backward, SPELL),
+    Family(
+        "chain_sum",
+        50_000,
+        chain_sum,
+        {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+        distinct=3_700,  # of 4,200 that there are
+    ),
+    Family("number_sorting", 30_000, number_sorting, SORT),
+    Family(
+        "number_filtering",
+        55_000,
+        number_filtering,
+        {"min_numbers": 3, "max_numbers": 4, "max_decimals": 0, "min_value": 0, "max_value": 99},
+    ),
+    Family("word_sorting", 35_000, word_sorting, SORT_WORDS),
+    Family(
+        "word_sequence_reversal",
+        35_000,
+        word_sequence_reversal,
+        {"min_words": 3, "max_words": 3},
+    ),
+    Family("mini_sudoku", 15_000, mini_sudoku, SUDOKU),
+    Family("spiral_matrix", 30_000, spiral_matrix, {"min_n": 3, "max_n": 4}),
+    Family(
+        "rotate_matrix",
+        35_000,
+        rotate_matrix,
+        {"min_n": 2, "max_n": 3, "min_rotations": 1, "max_rotations": 3},
     ),
 )
 
@@ -165,15 +210,16 @@ def take(rows: Iterable[Row], count: int, seen: set[str]) -> list[Row]:
     return taken
 
 
-def splits(families: Iterable[Family] = FAMILIES) -> dict[str, list[Row]]:
-    """test, valid and train; no question occurs twice, within a split or across them."""
+def mix(families: Iterable[Family], avoid: Iterable[Row] = ()) -> dict[str, list[Row]]:
+    """test, valid and train. No question is in two of them, nor a held-out one in `avoid`."""
     rows: dict[str, list[Row]] = {split: [] for split in FIRST_SEED}
+    known = {row["instruction"] for row in avoid}
     for family in families:
-        seen: set[str] = set()
-        for split in rows:  # the held-out ones first: training gets what they leave
-            count = HELD_OUT.get(split, family.samples)
-            taken = take(draw(family, split), count, seen)
-            rows[split] += taken * (family.repeats if split == "train" else 1)
+        seen = set(known)
+        for split, count in HELD_OUT.items():  # these first: training gets what they leave
+            rows[split] += take(draw(family, split), count, seen)
+        taken = take(draw(family, "train"), family.distinct or family.lines, seen - known)
+        rows["train"] += islice(cycle(taken), family.lines)
     random.Random(0).shuffle(rows["train"])
     return rows
 
@@ -193,15 +239,15 @@ def _match(pattern: str, question: str) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path, help="directory for the three JSONL files and tokenizer/")
+    parser.add_argument("out", type=Path, help="directory for the JSONL files and tokenizer/")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    data = splits()
-    for split, rows in data.items():
+    warmup = mix(WARMUP)["train"]
+    for split, rows in ({"warmup": warmup} | mix(FAMILIES, avoid=warmup)).items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{split}: {len(lines)} questions")
-    corpus = tokenizer_corpus(data["train"][:TOKENIZER_SAMPLE])
+    corpus = tokenizer_corpus(warmup[:TOKENIZER_SAMPLE])
     write_tokenizer(train_tokenizer(corpus, VOCAB_SIZE), out / "tokenizer", CONTEXT)
 
 

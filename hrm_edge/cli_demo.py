@@ -7,6 +7,7 @@ import importlib
 import json
 import random
 import tempfile
+import textwrap
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -102,9 +103,9 @@ def _ask(model: Any, rows: list[dict[str, str]]) -> None:
         tokens += len(done.tokens)
         correct = done.text.strip() == row["response"].strip()
         right += correct
-        click.echo(f"\n[{row['task']}] {row['instruction']}")
         verdict = "right" if correct else f"wrong, it is: {row['response']}"
-        click.echo(f"  {done.text.strip()}   ({verdict})")
+        click.echo(f"\n[{row['task']}] {row['instruction']}")
+        click.echo(textwrap.indent(f"{done.text.strip()}   ({verdict})", "    "))
     memory = model.generate(rows[0]["instruction"], max_tokens=1).stats.anonymous_memory
     held = f", {memory / 1e6:.0f} MB of anonymous memory" if memory else ""
     click.echo(f"\n{right} of {len(rows)} right; {tokens / seconds:.0f} tok/s with prompts{held}")

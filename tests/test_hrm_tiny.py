@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import HrmTextForCausalLM
 
-from benchmarks.hrm_tiny_data import FAMILIES, HELD_OUT, splits
+from benchmarks.hrm_tiny_data import FAMILIES, HELD_OUT, WARMUP, mix
 from benchmarks.hrm_tiny_release import LIMIT, SHIPPED, read_rows, score
 from hrm_edge.model import HRMText, prefix_mask
 from hrm_edge.prompt import ANSWER_END, SPECIAL_TOKENS, Tokenizer, format_prompt
@@ -114,12 +114,12 @@ def test_a_greedy_answer_decodes_to_the_expected_text(ours: HRMText) -> None:
     assert right >= 0.75 * len(rows)
 
 
-def test_held_out_questions_are_those_the_generator_draws_and_not_in_training() -> None:
-    rows = splits([replace(family, samples=300) for family in FAMILIES])
-    assert rows["test"] == QUESTIONS
+def test_held_out_questions_are_in_neither_training_mix() -> None:
+    warmup = mix([replace(family, lines=1000) for family in WARMUP])["train"]
+    rows = mix([replace(family, lines=1000) for family in FAMILIES], avoid=warmup)
     held_out = {row["instruction"] for row in rows["test"] + rows["valid"]}
     assert len(held_out) == len(FAMILIES) * sum(HELD_OUT.values())
-    assert not held_out & {row["instruction"] for row in rows["train"]}
+    assert not held_out & {row["instruction"] for row in rows["train"] + warmup}
 
 
 def test_words_in_capitals_and_digits_are_never_merged() -> None:

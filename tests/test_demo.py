@@ -1,0 +1,29 @@
+"""`hrm-edge demo` with the shipped model: exact where it says so, and quick."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hrm_edge.bundle import Bundle
+
+
+def test_the_demo_checks_the_bundle_and_answers(run_cli, tmp_path: Path) -> None:
+    code, out, _ = run_cli("demo", "--seed", 1, "-q", 18, "-o", tmp_path / "bundle")
+    assert code == 0
+    agreement = re.search(r"top token equal at ([\d.]+)%, mean KL divergence ([\d.]+)", out)
+    assert agreement and float(agreement[1]) >= 98 and float(agreement[2]) < 0.01
+    right = re.search(r"(\d+) of 18 right", out)
+    assert right and int(right[1]) >= 15
+    assert out.count("(right)") == int(right[1])
+    assert Bundle.open(tmp_path / "bundle", verify=True).manifest.quantization.bits == 4
+    assert run_cli("generate", tmp_path / "bundle", "Spell this word backward: STONE")[1] == "ENOTS\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["-q", "0"], "questions is 0"), (["-o", "."], "exists; choose another name")],
+)
+def test_a_mistake_is_one_line(run_cli, arguments: list[str], message: str) -> None:
+    code, out, err = run_cli("demo", *arguments)
+    assert (code, out) == (1, "") and message in err and err.count("\n") == 1
