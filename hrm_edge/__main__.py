@@ -12,8 +12,11 @@ from hrm_edge.errors import HRMEdgeError
 VERBS = {
     "demo": "hrm_edge.cli_demo",
     "export": "hrm_edge.export.cli_export",
-    "generate": "hrm_edge.runtime.cli_generate",
     "inspect": "hrm_edge.cli_inspect",
+    "generate": "hrm_edge.runtime.cli_generate",
+    "chat": "hrm_edge.runtime.cli_chat",
+    "serve": "hrm_edge.runtime.cli_serve",
+    "bench": "hrm_edge.runtime.cli_bench",
     "train": "hrm_edge.training.cli_train",
     "score": "hrm_edge.training.cli_score",
     "import": "hrm_edge.training.cli_import",
@@ -21,6 +24,9 @@ VERBS = {
 EXTRAS = {
     "export": ("gguf", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
     "train": ("matplotlib", "tensorboard", "torch", "yaml"),
+    "chat": ("jinja2",),
+    "serve": ("starlette", "uvicorn"),
+    "guided": ("llguidance",),
 }
 
 
