@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine import Completion, Model, Piece, load
+    from .engine import Cancelled, Completion, Message, Model, Piece, load
 
-__all__ = ["Completion", "Model", "Piece", "load"]
+__all__ = ["Cancelled", "Completion", "Message", "Model", "Piece", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,61 +3,47 @@
 Knows nothing of how a session computes them.
 """
 
-import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import Tokenizer, format_prompt, parse_conditions
 
-from . import memory
-from .sampling import make_sampler
-from .session import Session, open_session
+from . import memory, store
+from .chat import ChatTemplate, Message, format_chat, read_chat_template
+from .fit import shortage
+from .guided import Constraint, Guide
+from .processors import make_processors
+from .sampling import Choice, make_chooser, make_sampler
+from .session import Cancelled, Session, open_session
+from .settings import Options, Settings, in_range
+from .speculation import DraftModel, Experience, Pace, Tally, Verifier, lookups
+from .stopping import StopText
 
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of `generate` and `stream`; see Settings for meanings and defaults."""
-
-    condition: str
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int | None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to answer. Raises HRMEdgeError for a value out of range."""
-
-    condition: str = "direct"  # of direct, cot, noisy, synth; several joined by commas
-    max_tokens: int = 256
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 0  # 0 keeps all
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        parse_conditions(self.condition)
-        _in_range("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
-        warm = math.isfinite(self.temperature) and self.temperature >= 0
-        _in_range("temperature", self.temperature, warm, "0 (greedy) or more")
-        _in_range("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
-        _in_range("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0, at most 1 (off)")
-        _in_range("min_p", self.min_p, 0 <= self.min_p < 1, "0 (off) to less than 1")
-        seeded = self.seed is None or self.seed >= 0
-        _in_range("seed", self.seed, seeded, "0 or more")
+__all__ = [
+    "Cancelled",
+    "Completion",
+    "Message",
+    "Model",
+    "Options",
+    "Piece",
+    "Settings",
+    "Stats",
+    "load",
+]
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Times of one answer in seconds and tokens per second; memory in bytes, if it can be had."""
+    """Times of one answer in seconds and tokens per second; memory in bytes, if it can be had.
+
+    cached_tokens of the prompt were held already and not computed; prefill_tps is then 0. Each of
+    `calls` after the prefix decoded one token and some drafted ones, of which `accepted` stood.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -66,85 +52,213 @@ class Stats:
     decode_tps: float
     peak_memory: int | None
     anonymous_memory: int | None
+    cached_tokens: int = 0
+    calls: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One token of an answer and the text it completes ("" inside a character).
+    """One token of an answer and the text it completes.
 
-    The last piece alone has a finish_reason, "stop" or "length", and stats.
+    The text is "" inside a character and while it may become a stop string. `logprob` and
+    `top_logprobs` ((token, logprob), likeliest first) are there if asked for. The last piece alone
+    has a finish_reason, "stop" or "length", and stats.
     """
 
     text: str
     token: int
     finish_reason: str | None = None
     stats: Stats | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer; `tokens` ends with the end-of-answer token if finish_reason is "stop"."""
+    """A whole answer; `tokens` ends with the end-of-answer token, or those of a stop string.
+
+    `logprobs` holds each token's, where they were asked for.
+    """
 
     text: str
     tokens: list[int]
     finish_reason: str
     stats: Stats
+    logprobs: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> "Completion":
+        """The answer whose pieces these are, all of them."""
+        last = pieces[-1]
+        assert last.finish_reason is not None and last.stats is not None
+        text = "".join(piece.text for piece in pieces)
+        logprobs = tuple(p.logprob for p in pieces if p.logprob is not None)
+        tokens = [piece.token for piece in pieces]
+        return cls(text, tokens, last.finish_reason, last.stats, logprobs)
 
 
 class Model:
     """A loaded bundle that answers prompts, one at a time."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        manifest: Manifest,
+        chat_template: ChatTemplate | None = None,
+        draft: "Model | None" = None,
+        guide: Guide | None = None,
+    ) -> None:
         self.session, self.tokenizer, self.manifest = session, tokenizer, manifest
+        self.chat_template, self.draft, self.guide = chat_template, draft, guide
+        self._learned = Experience()
+        self._answer = 0  # counts answers, so that an abandoned one cannot go on
 
     def generate(self, prompt: str, **options: Unpack[Options]) -> Completion:
         """Answer `prompt`. Raises HRMEdgeError for bad options or a prompt that does not fit."""
-        pieces = list(self.stream(prompt, **options))
-        last = pieces[-1]
-        assert last.finish_reason is not None and last.stats is not None
-        text = "".join(piece.text for piece in pieces)
-        return Completion(text, [p.token for p in pieces], last.finish_reason, last.stats)
+        return Completion.of(list(self.stream(prompt, **options)))
+
+    def samples(self, prompt: str, n: int, **options: Unpack[Options]) -> list[Completion]:
+        """`n` answers with their logprobs; the prompt is read once. A seed counts up from itself.
+
+        The best of them is `max(samples, key=likelihood)`. Raises as `generate`.
+        """
+        in_range("n", n, 1 <= n <= 1024, "1 to 1024")
+        settings = Settings.of({"logprobs": 0} | options)
+        ids = self.encode(prompt, settings.condition)
+        seeds = [None if settings.seed is None else settings.seed + i for i in range(n)]
+        each = [self.stream_ids(ids, replace(settings, seed=seed)) for seed in seeds]
+        return [Completion.of(list(pieces)) for pieces in each]
 
     def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[Piece]:
-        """Yield the answer token by token. Raises as `generate`, before anything is computed."""
-        settings = Settings(**options)
-        ids = self.encode(prompt, settings.condition)
-        return self._pieces(ids, settings)
+        """Yield the answer token by token. Raises as `generate`, before anything is computed.
+
+        Closing the iterator ends the answer; another answer may then begin.
+        """
+        settings = Settings.of(options)
+        return self.stream_ids(self.encode(prompt, settings.condition), settings)
+
+    def stream_chat(
+        self, messages: Sequence[Message], **options: Unpack[Options]
+    ) -> Iterator[Piece]:
+        """`stream` for a conversation that ends with the user's message."""
+        settings = Settings.of(options)
+        return self.stream_ids(self.encode_chat(messages, settings.condition), settings)
+
+    def stream_ids(self, ids: Sequence[int], settings: Settings) -> Iterator[Piece]:
+        """`stream` for a prefix in tokens. If the session holds just this prefix, it is reused."""
+        vocabulary = self.manifest.model.vocab_size
+        self._check_length(ids)
+        if not all(0 <= token < vocabulary for token in ids):
+            raise HRMEdgeError(f"the prompt has a token that is not of 0 to {vocabulary - 1}")
+        processors = make_processors(settings, ids, vocabulary)
+        constraint = self._constraint(settings)
+        if constraint is not None:
+            processors.append(constraint.process)
+        s = settings
+        sample = make_sampler(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
+        limit = min(s.max_tokens, self.session.max_context - len(ids))
+        verifier = Verifier(
+            session=self.session,
+            choose=make_chooser(sample, processors, s.logprobs),
+            limit=limit,
+            ends=self.manifest.eos_token_ids,
+            paces=self._paces(ids, constraint) if s.speculate else (),
+            learned=self._learned,
+            tally=Tally(),
+        )
+        return self._pieces(list(ids), verifier, StopText(s.stops))
 
     def encode(self, prompt: str, condition: str) -> list[int]:
         """The prefix of `prompt` in tokens. Raises HRMEdgeError if no token of an answer fits."""
-        ids = self.tokenizer.encode(format_prompt(prompt, parse_conditions(condition)))
+        return self._encode(format_prompt(prompt, parse_conditions(condition)))
+
+    def encode_chat(self, messages: Sequence[Message], condition: str = "direct") -> list[int]:
+        """The prefix of a conversation; see chat.py. Raises HRMEdgeError as `encode`."""
+        return self._encode(format_chat(messages, condition, self.chat_template))
+
+    def save_prefix(self, path: str | Path) -> None:
+        """Write the last prompt's cache to `path`. Raises HRMEdgeError."""
+        store.save(Path(path), self.session, self.manifest)
+
+    def restore_prefix(self, path: str | Path) -> None:
+        """Read what `save_prefix` wrote: that prompt then needs no prefill. Raises HRMEdgeError."""
+        store.restore(Path(path), self.session, self.manifest)
+
+    def cancel(self) -> None:
+        """From another thread: end the call under way; the answer's iterator raises Cancelled."""
+        self.session.cancel()
+        if self.draft is not None:
+            self.draft.cancel()
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)
+        self._check_length(ids)
+        return ids
+
+    def _check_length(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise HRMEdgeError("the prompt has no tokens; give at least one")
         if len(ids) >= self.session.max_context:
             raise HRMEdgeError(
                 f"the prompt is {len(ids)} tokens long, max_context is "
                 f"{self.session.max_context}; shorten it or load with a larger max_context"
             )
-        return ids
 
-    def _pieces(self, ids: list[int], settings: Settings) -> Iterator[Piece]:
-        s = settings
-        sample = make_sampler(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
-        limit = min(s.max_tokens, self.session.max_context - len(ids))
-        decoder, clock = self.tokenizer.stream(), _Clock(len(ids))
-        logits = self.session.prefill(ids)
+    def _constraint(self, settings: Settings) -> Constraint | None:
+        if self.guide is not None:
+            return self.guide.constraint(settings)
+        if settings.json_schema is settings.regex is settings.grammar is None:
+            return None
+        raise HRMEdgeError("this model was not made by load, so it takes no constraints")
+
+    def _paces(self, ids: Sequence[int], constraint: Constraint | None) -> list[Pace]:
+        found = lookups(ids, self._learned)
+        if constraint is not None:
+            found.insert(0, Pace(constraint, self._learned))
+        if self.draft is not None:
+            found.append(Pace(DraftModel(self.draft.session, ids), self._learned))
+        return found
+
+    def _pieces(self, ids: list[int], verifier: Verifier, stop: StopText) -> Iterator[Piece]:
+        self._answer += 1
+        mine = self._answer
+        cached = len(ids) if self.session.prefix == ids else 0
+        decoder, clock = self.tokenizer.stream(), _Clock(len(ids), cached)
+        logits = self.session.start(ids)
         clock.prefilled()
-        while True:
-            token = sample(logits)
+        for choice in verifier.run(logits):
             clock.sampled()
-            stop = token in self.manifest.eos_token_ids
-            text = "" if stop else decoder.push(token)
-            if stop or clock.tokens == limit:
-                yield Piece(text, token, "stop" if stop else "length", clock.stats())
+            ended = choice.token in verifier.ends
+            text, found = stop.push("" if ended else decoder.push(choice.token))
+            if ended or found or clock.tokens == verifier.limit:
+                reason = "stop" if ended or found else "length"
+                yield _piece(text + stop.flush(), choice, reason, clock.stats(verifier.tally))
                 return
-            yield Piece(text, token)
-            logits = self.session.decode([token])[-1]
+            yield _piece(text, choice)
+            if mine != self._answer:
+                raise HRMEdgeError("another answer was begun with this model; this one has ended")
+
+
+def likelihood(completion: Completion) -> float:
+    """The mean log-probability of an answer's tokens, under the model itself."""
+    assert completion.logprobs, "an answer without logprobs"
+    return sum(completion.logprobs) / len(completion.logprobs)
+
+
+def _piece(
+    text: str, choice: Choice, reason: str | None = None, stats: Stats | None = None
+) -> Piece:
+    return Piece(text, choice.token, reason, stats, choice.logprob, choice.top_logprobs)
 
 
 class _Clock:
     """Times one answer. Between tokens, the time a consumer takes counts as decoding."""
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self.prompt_tokens, self.tokens = prompt_tokens, 0
+    def __init__(self, prompt_tokens: int, cached_tokens: int) -> None:
+        self.prompt_tokens, self.cached_tokens, self.tokens = prompt_tokens, cached_tokens, 0
         self.start = self.ready = self.first = self.last = time.perf_counter()
 
     def prefilled(self) -> None:
@@ -155,16 +269,21 @@ class _Clock:
         if self.tokens == 1:
             self.first = self.last
 
-    def stats(self) -> Stats:
+    def stats(self, tally: Tally) -> Stats:
         decoded, seconds = self.tokens - 1, self.last - self.first
+        computed = self.prompt_tokens - self.cached_tokens
         return Stats(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.tokens,
             ttft=self.first - self.start,
-            prefill_tps=self.prompt_tokens / (self.ready - self.start),
+            prefill_tps=computed / (self.ready - self.start),
             decode_tps=decoded / seconds if decoded else 0.0,
             peak_memory=memory.peak(),
             anonymous_memory=memory.anonymous(),
+            cached_tokens=self.cached_tokens,
+            calls=tally.calls,
+            drafted=tally.drafted,
+            accepted=tally.accepted,
         )
 
 
@@ -174,25 +293,45 @@ def load(
     threads: int | None = None,
     max_context: int | None = None,
     verify: bool = False,
+    draft: str | Path | None = None,
+    strict: bool = False,
 ) -> Model:
     """Load a bundle. `threads` None leaves the choice to the engine (one per physical core).
 
-    `max_context` bounds prompt and answer together, in tokens; `verify` hashes every file first.
-    Raises HRMEdgeError if the bundle is damaged, cannot be run here, or does not fit.
+    `max_context` bounds prompt and answer together, in tokens; `verify` hashes every file first;
+    `draft` is a smaller bundle with the same tokenizer that drafts tokens for this one; `strict`
+    refuses what by estimate will not fit into memory with its context full.
+    Raises HRMEdgeError if a bundle is damaged, cannot be run here, or does not fit.
     """
     if threads is not None:
-        _in_range("threads", threads, threads >= 1, "1 or more")
+        in_range("threads", threads, threads >= 1, "1 or more")
     bundle = Bundle.open(Path(path), verify)
+    if strict and (short := shortage(bundle.path, max_context)):
+        raise HRMEdgeError(short)
+    tokenizer = _tokenizer(bundle)
+    template = read_chat_template(bundle.path)
+    session = open_session(bundle, threads, max_context)
+    drafter = None
+    if draft is not None:
+        drafter = load(draft, threads=threads, verify=verify)
+        _same_tokenizer(Path(path), Path(draft))
+    manifest = bundle.manifest
+    vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids
+    guide = Guide(bundle.path / "tokenizer.json", vocabulary, ends)
+    return Model(session, tokenizer, manifest, template, drafter, guide)
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
     tokenizer = Tokenizer(bundle.path)
     vocabulary = bundle.manifest.model.vocab_size
     if tokenizer.vocab_size > vocabulary:
         raise HRMEdgeError(
-            f"{path}: its tokenizer has {tokenizer.vocab_size} tokens, the model {vocabulary}; "
-            "they do not belong together"
+            f"{bundle.path}: its tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{vocabulary}; they do not belong together"
         )
-    return Model(open_session(bundle, threads, max_context), tokenizer, bundle.manifest)
+    return tokenizer
 
 
-def _in_range(name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise HRMEdgeError(f"{name} is {value}, expected {expected}")
+def _same_tokenizer(path: Path, draft: Path) -> None:
+    if (path / "tokenizer.json").read_bytes() != (draft / "tokenizer.json").read_bytes():
+        raise HRMEdgeError(f"{draft}: its tokenizer is not {path}'s, so it cannot draft for it")

@@ -4,11 +4,53 @@ Filters see the distribution before temperature, as in llama.cpp: top_k, then to
 then temperature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from .processors import Processor
+
 Sampler = Callable[[np.ndarray], int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A drawn token; natural log-probabilities under the model itself, where they are wanted."""
+
+    token: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # (token, logprob), likeliest first
+
+
+Chooser = Callable[[Sequence[int], np.ndarray], Choice]
+
+
+def make_chooser(
+    sample: Sampler, processors: Sequence[Processor], logprobs: int | None = None
+) -> Chooser:
+    """A function from the answer so far and logits [V] to the next token.
+
+    Log-probabilities are those before processors, filters and temperature, `logprobs` likeliest
+    tokens beside the drawn one; None leaves them out.
+    """
+
+    def choose(answer: Sequence[int], logits: np.ndarray) -> Choice:
+        scores = logits
+        for process in processors:
+            scores = process(answer, scores)
+        token = sample(scores)
+        return Choice(token) if logprobs is None else _with_logprobs(token, logits, logprobs)
+
+    return choose
+
+
+def _with_logprobs(token: int, logits: np.ndarray, count: int) -> Choice:
+    shifted = logits.astype(np.float64) - logits.max()
+    logs = shifted - np.log(np.exp(shifted).sum())
+    ids = _likeliest(logits, count) if count else np.array([], np.int64)
+    top = tuple((int(i), float(logs[i])) for i in ids[:count])
+    return Choice(token, float(logs[token]), top)
 
 
 def make_sampler(
@@ -32,15 +74,17 @@ def make_sampler(
 def candidates(
     logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that pass the filters, likeliest first, and their probabilities (float64, sum 1)."""
-    ids = _likeliest(logits, top_k)
+    """The ids that pass the filters, and their probabilities (float64, sum 1)."""
+    # sorting a vocabulary takes milliseconds, so it is left out where no filter needs the order
+    ordered = 0 < top_k < len(logits) or top_p < 1
+    ids = _likeliest(logits, top_k) if ordered else np.arange(len(logits))
     probabilities = softmax(logits[ids].astype(np.float64))
     if top_p < 1:
         # keeps the token that crosses the threshold; at least one stays
         before = np.cumsum(probabilities) - probabilities
         ids, probabilities = ids[before < top_p], probabilities[before < top_p]
     if min_p > 0:
-        kept = probabilities >= min_p * probabilities[0]
+        kept = probabilities >= min_p * probabilities.max()
         ids = ids[kept]
     probabilities = softmax(logits[ids].astype(np.float64) / temperature)
     return ids, probabilities / probabilities.sum()

@@ -9,6 +9,11 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 
 from . import memory
+from .fit import largest_context
+
+
+class Cancelled(HRMEdgeError):
+    """An answer was ended from another thread."""
 
 
 class Session(Protocol):
@@ -16,9 +21,14 @@ class Session(Protocol):
 
     length: int
     max_context: int
+    prefix: list[int]  # what is held of it was read in one call; [] before the first
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Start anew with the bidirectional prefix `ids`; logits [V] of its last position."""
+        ...
+
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        """`prefill`, without computing anything where `ids` are the prefix that is held already."""
         ...
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
@@ -27,6 +37,18 @@ class Session(Protocol):
 
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens; the first one of a sequence stays."""
+        ...
+
+    def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
+        """The prefix's last logits [V] and its cache [2 * slots, heads, tokens, width]."""
+        ...
+
+    def set_prefix_state(self, prefix: list[int], logits: np.ndarray, cache: np.ndarray) -> None:
+        """Take over what `prefix_state` gave, as if `prefix` had just been read."""
+        ...
+
+    def cancel(self) -> None:
+        """From another thread: end the call under way, which then raises Cancelled."""
         ...
 
 
@@ -49,11 +71,13 @@ def _context(bundle: Bundle, asked: int | None) -> int:
             f"max_context is {asked}, expected 2 to {most} (the bundle's max_seq_len)"
         )
     room = memory.available()
+    if asked is None:
+        return most if room is None else max(2, largest_context(bundle.manifest, room))
     fits = most if room is None else max(2, room // per_token)
-    if asked is not None and asked > fits:
+    if asked > fits:
         need, have = asked * per_token / 2**30, (room or 0) / 2**30
         raise HRMEdgeError(
             f"max_context {asked} needs {need:.1f} GiB for its KV cache, {have:.1f} GiB are "
             f"available; at most {fits} fit (fewer --kv-bits at export need less)"
         )
-    return asked or min(most, fits)
+    return asked

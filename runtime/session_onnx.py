@@ -16,6 +16,9 @@ import onnxruntime as ort
 from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
 
+from .session import Cancelled
+from .threads import default_threads
+
 LOGITS = "logits"
 
 
@@ -35,11 +38,23 @@ class OnnxSession:
         self._binding = self._session.io_binding()
         self._cache.bind(self._binding)
         self._mask = np.ones((1, max_context), np.int64)
+        self._running = ort.RunOptions()
+        self.prefix: list[int] = []
+        self._prefix_logits = np.array([], np.float32)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Forget everything and read `ids` as the prefix; logits [V] of the last position."""
-        self.length = 0
-        return self._run(ids, keep=1)[0]
+        self.length, self.prefix = 0, []
+        self._prefix_logits = self._run(ids, keep=1)[0]
+        self.prefix = list(ids)
+        return self._prefix_logits
+
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        """`prefill`, or a mere rewind where `ids` are the prefix that is held already."""
+        if self.prefix != list(ids):
+            return self.prefill(ids)
+        self.length = len(self.prefix)
+        return self._prefix_logits
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`, causally; logits [len(ids), V], float32."""
@@ -51,6 +66,21 @@ class OnnxSession:
         assert 0 <= n < self.length, (n, self.length)
         self.length -= n
 
+    def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
+        """The prefix's last logits [V] and its cache [2 * slots, heads, tokens, width], a view."""
+        return self._prefix_logits, self._cache.view[:, :, : len(self.prefix)]
+
+    def set_prefix_state(self, prefix: list[int], logits: np.ndarray, cache: np.ndarray) -> None:
+        """Take over what `prefix_state` gave, as if `prefix` had just been read."""
+        room = self._cache.view[:, :, : len(prefix)]
+        assert (cache.shape, cache.dtype) == (room.shape, room.dtype), (cache.shape, room.shape)
+        room[:] = cache
+        self.prefix, self.length, self._prefix_logits = list(prefix), len(prefix), logits
+
+    def cancel(self) -> None:
+        """From another thread: end the call under way, which raises Cancelled; else nothing."""
+        self._running.terminate = True
+
     def _run(self, ids: Sequence[int], keep: int) -> np.ndarray:
         total = self.length + len(ids)
         assert len(ids) > 0 and total <= self.max_context, (len(ids), total, self.max_context)
@@ -60,9 +90,18 @@ class OnnxSession:
         kept = ort.OrtValue.ortvalue_from_numpy(np.array([keep], np.int64))
         self._binding.bind_ortvalue_input("logits_to_keep", kept)
         self._binding.bind_output(LOGITS)
-        self._session.run_with_iobinding(self._binding)
+        self._compute()
         self.length = total
         return self._binding.get_outputs()[-1].numpy()[0]
+
+    def _compute(self) -> None:
+        self._running = ort.RunOptions()
+        try:
+            self._session.run_with_iobinding(self._binding, self._running)
+        except Exception:  # onnxruntime's exceptions share no public base
+            if self._running.terminate:
+                raise Cancelled("the answer was cancelled") from None
+            raise
 
 
 class _Cache:
@@ -84,6 +123,10 @@ class _Cache:
                 f"({error}); use a smaller max_context"
             ) from None
         self._array = np.frombuffer(self._memory, np.uint8)
+        shape = (2 * self.slots, *self.shape[1:])
+        self.view = self._array.view(self.dtype).reshape(
+            shape
+        )  # [2 * slots, heads, context, width]
 
     def bind(self, binding: ort.IOBinding) -> None:
         address = self._array.ctypes.data
@@ -98,7 +141,7 @@ class _Cache:
 def _load(path: Path, threads: int | None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or default_threads() or 0
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.runtime import Model, load, memory
+from hrm_edge.runtime import Cancelled, Model, load, memory
+from hrm_edge.runtime.engine import Settings, likelihood
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +78,98 @@ def test_conditions_change_the_prefix(model: Model) -> None:
 
 
 def test_stats_add_up(model: Model) -> None:
-    done = model.generate("Hello", max_tokens=6)
-    assert done.stats.prompt_tokens == len(model.encode("Hello", "direct"))
+    done = model.generate("A prompt not seen before", max_tokens=6)
+    assert done.stats.prompt_tokens == len(model.encode("A prompt not seen before", "direct"))
     assert done.stats.completion_tokens == len(done.tokens)
     assert done.stats.ttft > 0 and done.stats.prefill_tps > 0
+    assert done.stats.cached_tokens == 0
+
+
+def test_an_identical_prefix_is_not_computed_again(model: Model, monkeypatch) -> None:
+    first = model.generate("Read me once", max_tokens=9)
+    monkeypatch.setattr(model.session, "prefill", None)
+    again = model.generate("Read me once", max_tokens=9)
+    assert again.tokens == first.tokens
+    assert again.stats.cached_tokens == again.stats.prompt_tokens and again.stats.prefill_tps == 0
+
+
+def test_an_answer_ends_where_another_begins(model: Model) -> None:
+    stream = model.stream("Hello", max_tokens=50)
+    next(stream)
+    model.generate("Something else", max_tokens=2)
+    with pytest.raises(HRMEdgeError, match="another answer was begun"):
+        next(stream)
+
+
+def test_cancelling_from_another_thread_ends_a_long_prefill(shared_bundle: Path) -> None:
+    model = load(shared_bundle, threads=1)
+    stop = threading.Event()
+
+    def cancel() -> None:
+        while not stop.is_set():
+            model.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(Cancelled):
+        model.generate("x" * 240, max_tokens=10)
+    stop.set()
+    thread.join()
+    assert len(model.generate("Hello", max_tokens=3).tokens) == 3
+
+
+def test_a_stop_string_ends_an_answer_wherever_tokens_end(model: Model) -> None:
+    whole = model.generate("Hello", temperature=1.5, seed=1, max_tokens=40)
+    for length in (1, 2, 3, 7):
+        stop = whole.text[9 : 9 + length]
+        done = model.generate("Hello", temperature=1.5, seed=1, max_tokens=40, stop=stop)
+        assert done.text == whole.text[: whole.text.index(stop)]
+        assert done.finish_reason == "stop"
+        assert done.tokens == whole.tokens[: len(done.tokens)]
+
+
+def test_text_held_back_for_a_stop_string_comes_with_the_end(model: Model) -> None:
+    whole = model.generate("Hello", temperature=1.5, seed=1, max_tokens=12)
+    done = model.generate(
+        "Hello", temperature=1.5, seed=1, max_tokens=12, stop=[whole.text[-2:] + "never"]
+    )
+    assert (done.text, done.finish_reason) == (whole.text, "length")
+
+
+def test_logprobs_are_those_of_the_model(model: Model) -> None:
+    pieces = list(model.stream("Hello", temperature=1, seed=3, max_tokens=5, logprobs=4))
+    rows = [model.session.prefill(model.encode("Hello", "direct"))]
+    rows += [model.session.decode([piece.token])[0] for piece in pieces[:-1]]
+    for piece, row in zip(pieces, rows, strict=True):
+        logs = torch.from_numpy(row).double().log_softmax(-1)
+        assert piece.logprob == pytest.approx(float(logs[piece.token]), abs=1e-4)
+        expected = logs.topk(4)
+        assert [token for token, _ in piece.top_logprobs] == expected.indices.tolist()
+        found = [logprob for _, logprob in piece.top_logprobs]
+        assert found == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+def test_samples_are_those_of_their_seeds_and_the_best_can_be_told(model: Model) -> None:
+    found = model.samples("Samples", 3, temperature=1, seed=5, max_tokens=6)
+    for i, done in enumerate(found):
+        assert (
+            done.tokens == model.generate("Samples", temperature=1, seed=5 + i, max_tokens=6).tokens
+        )
+        assert done.stats.cached_tokens == (done.stats.prompt_tokens if i else 0)
+    best = max(found, key=likelihood)
+    assert sum(best.logprobs) == max(sum(done.logprobs) for done in found)
+
+
+def test_penalties_and_bias_reach_the_drawn_tokens(model: Model) -> None:
+    plain = model.generate("Hello", max_tokens=30).tokens
+    banned = model.generate("Hello", max_tokens=30, logit_bias={plain[0]: -100}).tokens
+    assert plain[0] not in banned
+    wished = model.generate("Hello", max_tokens=5, logit_bias={65: 100.0}).tokens
+    assert wished == [65] * 5
+    often = {66: 50.0}
+    same = model.generate("Hello", max_tokens=30, logit_bias=often).tokens
+    varied = model.generate("Hello", max_tokens=30, logit_bias=often, frequency_penalty=2.0).tokens
+    assert same == [66] * 30 and varied.count(66) < 30
 
 
 @pytest.mark.parametrize(
@@ -93,6 +184,20 @@ def test_stats_add_up(model: Model) -> None:
         ({"max_tokens": 0}, "max_tokens is 0, expected 1 or more"),
         ({"seed": -1}, "seed is -1"),
         ({"condition": "fast"}, "unknown condition 'fast'"),
+        ({"condition": None}, "condition is None, expected a string"),
+        ({"temperature": "hot"}, "temperature is 'hot', expected 0"),
+        ({"max_tokens": True}, "max_tokens is True, expected 1 or more"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0, expected more than 0"),
+        ({"presence_penalty": 3}, "presence_penalty is 3, expected -2 to 2"),
+        ({"frequency_penalty": float("inf")}, "frequency_penalty is inf"),
+        ({"logit_bias": {5: float("nan")}}, "expected token ids with finite numbers"),
+        ({"logit_bias": {288: 1.0}}, "logit_bias has token 288, expected 0 to 287"),
+        ({"stop": ""}, "stop is '', expected a string that is not empty"),
+        ({"stop": ["a", 3]}, "expected a string that is not empty, or at most 16"),
+        ({"logprobs": 21}, "logprobs is 21, expected 0"),
+        ({"speculate": 1}, "speculate is 1, expected True or False"),
+        ({"heat": 1}, "unknown option 'heat'; known are condition, max_tokens"),
+        ({"regex": "a", "grammar": "b"}, "regex and grammar are both given"),
     ],
 )
 def test_options_out_of_range_are_refused_before_anything_runs(
@@ -106,6 +211,20 @@ def test_a_prompt_longer_than_the_context_is_refused(shared_bundle: Path) -> Non
     model = load(shared_bundle, threads=1, max_context=16)
     with pytest.raises(HRMEdgeError, match="the prompt is 53 tokens long, max_context is 16"):
         model.stream("x" * 50)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "no tokens"),
+        ([6, 288], "not of 0 to 287"),
+        ([-1], "not of 0"),
+        ([6] * 256, "the prompt is 256 tokens long"),
+    ],
+)
+def test_a_prompt_in_tokens_is_checked_as_well(model: Model, ids: list, message: str) -> None:
+    with pytest.raises(HRMEdgeError, match=message):
+        model.stream_ids(ids, Settings())
 
 
 @pytest.mark.parametrize("context", [1, 257])

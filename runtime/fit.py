@@ -1,0 +1,85 @@
+"""Will a bundle fit? Weights, KV cache and activations against the memory that can be had.
+
+An estimate, made before anything is loaded. Packed weights take about what their file takes; the
+cache is exact; activations are those of the widest moment of a prefill.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hrm_edge.bundle import Bundle, Manifest
+from hrm_edge.errors import HRMEdgeError
+
+from . import memory
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a session will hold with its context full."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.kv_cache + self.activations
+
+
+def need(manifest: Manifest, context: int) -> Need:
+    """What `context` tokens of prompt and answer will take, the prompt as long as can be."""
+    weights = sum(file.size for name, file in manifest.files.items() if name.endswith(".data"))
+    return Need(
+        weights, context * manifest.kv_cache.bytes_per_token, _activations(manifest, context)
+    )
+
+
+def _activations(manifest: Manifest, context: int) -> int:
+    """Per token the projections of a block and its residuals; per pair of tokens the attention
+    bias and one head's scores for each head, all float32."""
+    model = manifest.model
+    per_token = 2 * model.intermediate_size + 6 * model.attention_size + 4 * model.hidden_size
+    pairs = 1 + model.num_attention_heads
+    return 4 * (context * per_token + context * context * pairs + model.vocab_size)
+
+
+def largest_context(manifest: Manifest, room: int) -> int:
+    """The longest context for which `room` bytes are enough; 0 if not even two tokens fit."""
+    low, high = 0, manifest.max_seq_len
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if need(manifest, middle).total <= room else (low, middle - 1)
+    return low if low >= 2 else 0
+
+
+def shortage(path: Path, max_context: int | None) -> str | None:
+    """One line about what does not fit and what would, or None if all is well or not known.
+
+    Without `max_context` the runtime takes what fits, so that only the weights can be too large.
+    """
+    try:
+        manifest = Bundle.open(path).manifest
+    except HRMEdgeError:
+        return None  # load says it
+    if max_context is not None and not 2 <= max_context <= manifest.max_seq_len:
+        return None  # as above
+    room = memory.available()
+    wanted = need(manifest, max_context or 2)
+    if room is None or wanted.total <= room:
+        return None
+    fits = largest_context(manifest, room)
+    if fits:
+        then = f"--max-context {fits} would fit"
+        then += "" if manifest.kv_cache.bits == 4 else ", or fewer --kv-bits at export"
+    else:
+        then = "free some memory, or export with fewer --bits"
+    return (
+        f"{path}: needs about {_mib(wanted.total)} (weights {_mib(wanted.weights)}, KV cache "
+        f"{_mib(wanted.kv_cache)}, activations {_mib(wanted.activations)}), {_mib(room)} are "
+        f"available; {then}"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

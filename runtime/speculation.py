@@ -1,0 +1,266 @@
+"""Several tokens from one call: drafters guess, one loop verifies, and what is drawn stays as is.
+
+A drafted token stands if it is the one drawn from the model's own logits at its place. So greedy
+answers stay as they are and samples keep their distribution: it is speculative sampling (arXiv
+2211.17192) for a drafter that proposes with certainty. Drafts are as long as measured acceptance
+and measured times make worthwhile; often that is none.
+"""
+
+import time
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from .sampling import Choice, Chooser
+from .session import Session
+
+MOST = 15  # drafted tokens in a call
+WINDOW = 5  # calls of a size whose times are remembered
+SLOPE = 0.25  # assumed cost of a further token in a call, in calls of one, until measured
+GAIN = 1.08  # by how much drafting must promise to be faster before it is done
+MEMORY = 0.9  # weight of the past in a drafter's acceptance within an answer, a call
+SLOW = 0.98  # and over answers, a token
+PROBE = 64  # calls after which a costly drafter that does not pay is tried again
+
+
+class Drafter(Protocol):
+    """Guesses how an answer goes on."""
+
+    name: str  # drafters of the same name share their acceptance over answers
+    free: bool  # a guess costs nothing worth measuring, so it is made and scored even if unused
+    trust: float  # acceptance to begin with
+
+    def propose(self, answer: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens that may follow `answer`; none if there is no good guess."""
+        ...
+
+
+class PromptLookup:
+    """Proposes what followed the last `n` tokens when they last occurred in prompt or answer."""
+
+    free = True
+
+    def __init__(self, prompt: Sequence[int], n: int, trust: float) -> None:
+        self.n, self.name, self.trust = n, f"lookup {n}", trust
+        self._ids, self._prompt_length = list(prompt), len(prompt)
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> where the token after it stands
+        self._indexed = n
+
+    def propose(self, answer: Sequence[int], most: int) -> list[int]:
+        """Copy on from the last occurrence, over the end of what is known where text repeats."""
+        self._ids.extend(answer[len(self._ids) - self._prompt_length :])
+        for end in range(self._indexed, len(self._ids)):
+            self._after[tuple(self._ids[end - self.n : end])] = end
+        self._indexed = max(self._indexed, len(self._ids))
+        at = self._after.get(tuple(self._ids[-self.n :]))
+        if at is None:
+            return []
+        known = self._ids[at : at + most]
+        return [known[i % len(known)] for i in range(most)]
+
+
+class DraftModel:
+    """Proposes the greedy answer of another, smaller model with the same tokenizer."""
+
+    name, free, trust = "model", False, 0.6
+
+    def __init__(self, session: Session, prompt: Sequence[int]) -> None:
+        self.session, self._prompt = session, list(prompt)
+        self._read: list[int] | None = None  # tokens of the answer in the session's cache
+
+    def propose(self, answer: Sequence[int], most: int) -> list[int]:
+        """Bring the session up to `answer`, then decode greedily as far as its context goes."""
+        most = min(most, self.session.max_context - len(self._prompt) - len(answer))
+        if most < 1:
+            return []
+        logits, proposed = self._catch_up(answer), []
+        while True:
+            proposed.append(int(logits.argmax()))
+            if len(proposed) == most:
+                return proposed
+            logits = self.session.decode(proposed[-1:])[-1]
+            self._read = [*answer, *proposed]
+
+    def _catch_up(self, answer: Sequence[int]) -> np.ndarray:
+        """Logits after `answer`, whose last token is always decoded anew."""
+        if self._read is None:
+            self.session.start(self._prompt)
+            self._read = []
+        same = 0
+        while same < min(len(self._read), len(answer) - 1) and self._read[same] == answer[same]:
+            same += 1
+        self.session.rewind(len(self._read) - same)
+        self._read = list(answer)
+        return self.session.decode(answer[same:])[-1]
+
+
+class Experience:
+    """What earlier answers of a model taught: seconds a call of each size, drafters' acceptance.
+
+    A call is taken to last as long as the best of the last few of its size did.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, deque[float]] = {}
+        self._trust: dict[str, float] = {}
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Remember a call with `size` tokens."""
+        self._seen.setdefault(size, deque(maxlen=WINDOW)).append(seconds)
+
+    def of(self, size: int) -> float:
+        """Expected seconds of a call with `size` tokens, in arbitrary units before any was seen."""
+        if size in self._seen:
+            return min(self._seen[size])
+        ones = [min(seen) / _assumed(n) for n, seen in self._seen.items()]
+        return min(ones, default=1.0) * _assumed(size)
+
+    def trust(self, drafter: Drafter) -> float:
+        """The share of its tokens that proved right of late, or what it begins with."""
+        return self._trust.get(drafter.name, drafter.trust)
+
+    def judge(self, drafter: Drafter, right: int, tried: int) -> None:
+        """Remember, slowly, how many of a guess's tokens were right."""
+        kept = SLOW**tried
+        self._trust[drafter.name] = kept * self.trust(drafter) + (1 - kept) * right / tried
+
+
+def _assumed(size: int) -> float:
+    return 1 + SLOPE * (size - 1)
+
+
+class Pace:
+    """How many tokens of one drafter's guess are worth verifying, from how many proved right."""
+
+    def __init__(self, drafter: Drafter, learned: Experience) -> None:
+        self.drafter, self._learned = drafter, learned
+        self._right, self._tried = 2 * learned.trust(drafter), 2.0  # as if two had been seen
+        self._seconds: deque[float] = deque(maxlen=WINDOW)  # that a costly drafter's token took
+        self._idle, self._warm = 0, False
+
+    def propose(self, answer: Sequence[int], most: int) -> tuple[list[int], int]:
+        """(a guess, how many of its tokens to verify)."""
+        if self.drafter.free:
+            guess = self.drafter.propose(answer, MOST)
+            return guess, min(self.length(), most, len(guess)) if guess and most else 0
+        worth = min(self.length(), most)
+        self._idle = 0 if worth else self._idle + 1
+        if self._idle > PROBE:
+            self._idle, worth = 0, min(1, most)
+        if not worth:
+            return [], 0
+        started = time.perf_counter()
+        guess = self.drafter.propose(answer, worth)
+        if guess and self._warm:  # its first guess reads the prompt
+            self._seconds.append((time.perf_counter() - started) / len(guess))
+        self._warm = True
+        return guess, len(guess)
+
+    def length(self) -> int:
+        """The number of drafted tokens that promises the most tokens a second."""
+        right, own = self._right / self._tried, min(self._seconds, default=0.0)
+        best, most = 0, GAIN / self._learned.of(1)
+        expected = chance = 1.0
+        for k in range(1, MOST + 1):
+            chance *= right  # that the first k tokens are right
+            expected += chance
+            rate = expected / (self._learned.of(k + 1) + k * own)
+            if rate > most * (1 + 1e-9):
+                best, most = k, rate
+        return best
+
+    def learn(self, guess: Sequence[int], drawn: Sequence[int]) -> None:
+        """Compare a guess with what was drawn in its place."""
+        right = 0
+        while right < min(len(guess), len(drawn)) and guess[right] == drawn[right]:
+            right += 1
+        tried = right + (right < min(len(guess), len(drawn)))
+        if tried:
+            self._right = MEMORY * self._right + right
+            self._tried = MEMORY * self._tried + tried
+            self._learned.judge(self.drafter, right, tried)
+
+
+@dataclass
+class Tally:
+    """Calls of a model in one answer, tokens that were drafted in them, and those that stood."""
+
+    calls: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """The one loop for all drafters, and for none: from a prefix's logits to drawn tokens."""
+
+    session: Session
+    choose: Chooser
+    limit: int  # tokens in the answer at most; they must fit into the session's context
+    ends: Container[int]  # tokens that end an answer
+    paces: Sequence[Pace] = ()  # those ahead go first
+    learned: Experience = field(default_factory=Experience)
+    tally: Tally = field(default_factory=Tally)
+
+    def run(self, logits: np.ndarray) -> Iterator[Choice]:
+        """Draw from the prefix's logits [V], and on until an end token or the limit.
+
+        After each call the session holds the prefix and all of the answer but its last token.
+        """
+        answer: list[int] = []
+        rows, draft, guesses = logits[None], [], []
+        while True:
+            drawn = self._draw(answer, rows, draft)
+            self._settle(answer[-len(drawn) :], draft, guesses)
+            yield from drawn
+            if len(answer) >= self.limit or answer[-1] in self.ends:
+                return
+            guesses, draft = self._draft(answer)
+            rows = self._decode([answer[-1], *draft])
+
+    def _draw(self, answer: list[int], rows: np.ndarray, draft: Sequence[int]) -> list[Choice]:
+        """Append tokens to `answer`, one for each row as long as the draft before it was right."""
+        drawn: list[Choice] = []
+        for row, drafted in zip(rows, [*draft, None], strict=True):
+            drawn.append(self.choose(answer, row))
+            answer.append(drawn[-1].token)
+            if answer[-1] != drafted or answer[-1] in self.ends:
+                break
+        return drawn
+
+    def _settle(self, drawn: list[int], draft: list[int], guesses: list[list[int]]) -> None:
+        """Forget drafts that were wrong, and let every drafter learn."""
+        stood = len(drawn) - 1
+        self.session.rewind(len(draft) - stood)
+        self.tally.drafted += len(draft)
+        self.tally.accepted += stood
+        for pace, guess in zip(self.paces, guesses, strict=False):
+            pace.learn(guess, drawn)
+
+    def _draft(self, answer: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """(every drafter's guess, the tokens to verify: those of the first that is worth it)."""
+        guesses: list[list[int]] = []
+        draft: list[int] = []
+        for pace in self.paces:
+            most = 0 if draft else self.limit - len(answer) - 1
+            guess, worth = pace.propose(answer, most)
+            guesses.append(guess)
+            draft = draft or guess[:worth]
+        return guesses, draft
+
+    def _decode(self, ids: list[int]) -> np.ndarray:
+        started = time.perf_counter()
+        rows = self.session.decode(ids)
+        self.learned.observe(len(ids), time.perf_counter() - started)
+        self.tally.calls += 1
+        return rows
+
+
+def lookups(prompt: Sequence[int], learned: Experience) -> list[Pace]:
+    """Prompt lookup after long matches, which are mostly right, and after short ones."""
+    return [
+        Pace(PromptLookup(prompt, n, trust), learned) for n, trust in ((5, 0.8), (3, 0.5), (2, 0.3))
+    ]
