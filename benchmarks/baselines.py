@@ -18,6 +18,8 @@ class OneStack(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.stack = Stack(config)
+        self.z_L_init: Tensor  # which init_weights draws; nothing here uses it
+        self.register_buffer("z_L_init", torch.zeros(config.hidden_size))
 
     def forward(
         self, ids: Tensor, rotary: Rotary, mask: Mask, cache: KVCache | None, bp_passes: int | None
@@ -33,13 +35,6 @@ class PlainTransformer(HRMText):
     def __init__(self, config: HRMTextConfig) -> None:
         super().__init__(config)
         self.model = OneStack(config)  # pyright: ignore[reportAttributeAccessIssue]
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """As HRMText's, which also draws the z_L_init that a plain transformer lacks."""
-        self.model.z_L_init = nn.Parameter(torch.zeros(self.config.hidden_size))
-        super().init_weights(generator)
-        del self.model.z_L_init
 
 
 class OpenStack(Stack):

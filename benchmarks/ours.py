@@ -5,7 +5,7 @@ python -m benchmarks.ours BUNDLE --depth 0,1000 --prefill 256 --decode 16 --json
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -15,21 +15,22 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.runtime.session import Session, open_session
 
 
-def measure(
-    path: Path,
+def measure_session(
+    open_it: Callable[[int], Session],
     depths: Sequence[int],
     prefill: int,
     decode: int,
     repeats: int,
-    threads: int | None,
-    context: int | None,
 ) -> Report:
-    """Time `decode` single tokens after each of `depths`, and `repeats` prefills of `prefill`."""
+    """Time `decode` single tokens after each of `depths`, and `repeats` prefills of `prefill`.
+
+    `open_it` loads the model with room for as many tokens as it is given.
+    """
     longest = max(prefill, max(depths, default=0) + decode + 3)
     started = time.perf_counter()
-    session = open_session(Bundle.open(path), threads, context or longest)
+    session = open_it(longest)
     load_s, after_load = time.perf_counter() - started, Memory.now()
-    ids = [1000 + i * 7919 % 20000 for i in range(longest)]
+    ids = [14 + i * 7919 % 250 for i in range(longest)]  # any vocabulary has these
     session.prefill(ids[:2])
     prompts = tuple(timed(lambda: session.prefill(ids[:prefill])) for _ in range(repeats))
     prefills = (Timing(0, prefill, prompts),) if prefill else ()
@@ -54,9 +55,12 @@ def _decode(session: Session, ids: list[int], depth: int, count: int) -> Timing:
 @click.option("--repeats", default=1, help="Prefills to time.")
 @click.option("--context", type=int, help="KV cache size in tokens; default: what is needed.")
 @click.option("--threads", type=int, help="Default: one per physical core.")
-def main(path: Path, depth: str, **options: int) -> None:
+def main(path: Path, depth: str, context: int | None, threads: int | None, **counts: int) -> None:
     """Measure the bundle PATH and print JSON."""
-    report = measure(path, [int(d) for d in depth.split(",")], **options)  # type: ignore[arg-type]
+    bundle, depths = Bundle.open(path), [int(d) for d in depth.split(",")]
+    report = measure_session(
+        lambda longest: open_session(bundle, threads, context or longest), depths, **counts
+    )
     print(json.dumps(report.to_dict(), indent=1))
 
 

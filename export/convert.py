@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hrm_edge.bundle import Bundle
 from hrm_edge.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ def export(
     offline: bool = False,
     force: bool = False,
 ) -> Bundle:
-    """Convert a checkpoint directory or Hugging Face id into a bundle at `out`.
+    """Convert a checkpoint directory, Hugging Face id or GGUF file into a bundle at `out`.
 
     The bits and the group size are those of `Recipe` and concern ONNX; `gguf_type` names the type
     of a GGUF's tensors. `max_seq_len` bounds prompt and answer together, in tokens (default: what
@@ -49,11 +50,19 @@ def export(
     else:
         raise HRMEdgeError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     out = Path(out)
-    with new_directory(out, force) as directory:
-        opened = Checkpoint.open(resolve(checkpoint, revision, offline))
+    with new_directory(out, force) as directory, TemporaryDirectory() as scratch:
+        opened = _open(resolve(checkpoint, revision, offline), Path(scratch))
         write(opened, directory, max_seq_len=_max_seq_len(opened, max_seq_len))
         Bundle.open(directory)
     return Bundle.open(out)
+
+
+def _open(source: Path, scratch: Path) -> Checkpoint:
+    if source.is_dir():
+        return Checkpoint.open(source)
+    from .gguf_checkpoint import open_gguf
+
+    return open_gguf(source, scratch)
 
 
 def _max_seq_len(checkpoint: Checkpoint, asked: int | None) -> int:

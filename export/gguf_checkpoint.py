@@ -18,7 +18,6 @@ from hrm_edge.errors import HRMEdgeError
 
 from .gguf_quants import BLOCK, q4_0_codes, q8_0_codes
 from .gguf_tokenizer import NORMAL, PROMPT_TEMPLATE, GGUFTokenizer, known_names
-from .quantize import Quantized
 from .target_gguf import ARCHITECTURE, tensor_names
 
 READABLE = (
@@ -60,17 +59,16 @@ class GGUFCheckpoint(Checkpoint):
         except HRMEdgeError as error:
             raise HRMEdgeError(str(error).replace(str(self.path), str(self.source), 1)) from None
 
-    def codes(self, name: str, bits: int, group_size: int) -> Quantized | None:
-        """The stored codes of `name` if they are of `bits` and `group_size`, else None."""
+    def codes(self, name: str, bits: int, group_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The stored codes and scales of `name` if they are of `bits` and `group_size`."""
         stored = [self.tensors[part] for part in self.parts[name]]
         kinds = {t.tensor_type for t in stored}
         known, unpack = CODES.get(kinds.pop(), (0, None)) if len(kinds) == 1 else (0, None)
         if (known, BLOCK) != (bits, group_size) or unpack is None:
             return None
         pieces = [unpack(np.asarray(t.data)) for t in stored]
-        return Quantized(
-            np.concatenate([p.codes for p in pieces]), np.concatenate([p.scales for p in pieces])
-        )
+        codes = np.concatenate([p.codes for p in pieces])
+        return codes, np.concatenate([p.scales for p in pieces])
 
     def _stored(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         tensor = self.tensors[name]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from .quantize import quantize
+from .quantize import Quantized, quantize
 
 PAGE = 4096  # tensors of a page or more start on one, so that a runtime can map each of them
 LINE = 64
@@ -60,12 +60,19 @@ class WeightFile:
         dtype = ir.DataType.from_numpy(array.dtype)
         return self._initializer(name, offset, array.nbytes, dtype, array.shape)
 
-    def weight(self, name: str, weight: np.ndarray, bits: int, group_size: int) -> Weight:
-        """Append a linear's float32 [N, K] weight with `bits`."""
+    def weight(
+        self,
+        name: str,
+        weight: np.ndarray,
+        bits: int,
+        group_size: int,
+        kept: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Weight:
+        """Append a linear's float32 [N, K] weight with `bits`; codes and scales `kept` as such."""
         n, k = weight.shape
         if bits == 32:
             return Weight((n, k), bits, group_size, self.array(name, weight))
-        quantized = quantize(weight, bits, group_size)
+        quantized = Quantized(*kept) if kept else quantize(weight, bits, group_size)
         codes = self.array(name + ".codes", quantized.codes)
         scales = self.array(name + ".scales", quantized.scales)
         return Weight((n, k), bits, group_size, codes, scales)

@@ -61,7 +61,8 @@ def _store(checkpoint: Checkpoint, file: WeightFile, recipe: Recipe, max_seq_len
             weights.linears |= _tables(config, file, recipe, tensor)
         else:
             bits = recipe.head_bits if name == HEAD else recipe.bits
-            weights.linears[name] = file.weight(name, tensor, bits, recipe.group_size)
+            kept = checkpoint.codes(name, bits, recipe.group_size)
+            weights.linears[name] = file.weight(name, tensor, bits, recipe.group_size, kept)
             if "gqkv" in name and recipe.kv_bits < 32:
                 for part, scale in zip(
                     "kv", kv_scales(config, tensor, recipe.kv_bits), strict=True

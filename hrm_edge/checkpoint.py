@@ -99,6 +99,14 @@ class Checkpoint:
             )
         return weight
 
+    def codes(self, name: str, bits: int, group_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Stored codes and scales of `name` in groups of `group_size`; None if it holds no such.
+
+        Files in the hub's form never do. Codes are uint8 [N, G, group_size * bits / 8], two of 4
+        bits a byte with the first one low; scales float32 [N, G]; the zero point is the middle.
+        """
+        return None
+
     def _stored(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         # Opened anew for each tensor: closing unmaps the pages, so memory stays at one tensor.
         with safe_open(self.files[name], framework="np") as file:

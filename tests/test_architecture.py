@@ -53,7 +53,8 @@ def test_help_imports_nothing_heavy(verb: str, tmp_path: Path) -> None:
     code = (
         "import sys; from hrm_edge.__main__ import cli\n"
         f"cli(['{verb}', '--help'], standalone_mode=False)\n"
-        "heavy = {'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'starlette'} & set(sys.modules)\n"
+        "heavy = {'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'starlette'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -17,7 +17,8 @@ def test_the_demo_checks_the_bundle_and_answers(run_cli, tmp_path: Path) -> None
     assert right and int(right[1]) >= 15
     assert out.count("(right)") == int(right[1])
     assert Bundle.open(tmp_path / "bundle", verify=True).manifest.quantization.bits == 4
-    assert run_cli("generate", tmp_path / "bundle", "Spell this word backward: STONE")[1] == "ENOTS\n"
+    answer = run_cli("generate", tmp_path / "bundle", "Spell this word backward: STONE")[1]
+    assert answer == "ENOTS\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import ctypes
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +229,11 @@ def test_chat_template_is_the_checkpoints_own_or_the_prompt_format(checkpoint: P
     assert "<|im_start|><|object_ref_start|>" in template()
     (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
     assert template() == "{{ messages }}"
+
+
+def test_neither_writing_nor_reading_imports_torch() -> None:
+    code = (
+        "import sys, hrm_edge.export.target_gguf, hrm_edge.export.gguf_checkpoint;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,9 +12,9 @@ from benchmarks.llamacpp import Llama
 from hrm_edge.bundle import Manifest
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.export import Recipe
+from hrm_edge.export import Recipe, export
 from hrm_edge.export.gguf_checkpoint import READABLE, GGUFCheckpoint, open_gguf
-from hrm_edge.export.quantize import dequantize
+from hrm_edge.export.quantize import Quantized, dequantize
 from hrm_edge.export.target_gguf import write_gguf
 from hrm_edge.export.target_onnx import write_onnx
 from hrm_edge.prompt import Tokenizer
@@ -61,7 +61,7 @@ def test_blocks_are_kept_as_they_are(tmp_path: Path, kind: str, bits: int) -> No
     copy = reopened(write_model(tmp_path / "checkpoint", SHAPE), kind)
     kept = copy.codes(LINEAR, bits, 32)
     assert kept is not None
-    np.testing.assert_array_equal(dequantize(kept, bits, 64), copy.float32(LINEAR))
+    np.testing.assert_array_equal(dequantize(Quantized(*kept), bits, 64), copy.float32(LINEAR))
     assert copy.codes(LINEAR, bits, 128) is None and copy.codes(LINEAR, 12 - bits, 32) is None
 
 
@@ -92,13 +92,27 @@ def test_a_gguf_file_becomes_an_onnx_bundle_that_answers_alike(tmp_path: Path) -
     copy = reopened(write_model(tmp_path / "checkpoint", SHAPE), "f32")
     out = tmp_path / "bundle"
     out.mkdir()
-    write_onnx(copy, out, Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32), 64)
+    recipe = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
+    write_onnx(copy, out, recipe=recipe, max_seq_len=64)
     session = OnnxSession(out, Manifest.read(out), 64, threads=1)
     ids = np.random.default_rng(2).integers(14, VOCAB, 20).tolist()
     with Llama(copy.source, 64, 1, kv="f32", flash="off") as llama:
         expected = [llama.prefill(ids), *(llama.decode([i])[0] for i in ids[:4])]
     found = [session.prefill(ids), *session.decode(ids[:4])]
     np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("q4_0", 4), ("q8_0", 8)])
+def test_export_keeps_the_blocks_of_a_gguf_file(tmp_path: Path, kind: str, bits: int) -> None:
+    copy = reopened(write_model(tmp_path / "checkpoint", SHAPE), kind)
+    kept = copy.codes(LINEAR, bits, 32)
+    assert kept is not None
+    bundle = export(copy.source, tmp_path / "bundle", bits=bits, group_size=32, head_bits=8)
+    stored = (bundle.path / "model.onnx.data").read_bytes()
+    for array in kept:
+        assert array.tobytes() in stored
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (bundle.path / name).is_file()
 
 
 def test_bad_files_are_refused_in_one_line(checkpoint: Path, tmp_path: Path) -> None:

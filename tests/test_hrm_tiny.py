@@ -30,10 +30,9 @@ def theirs() -> HrmTextForCausalLM:
     return HrmTextForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
 
 
-def a_few(per_task: int) -> list[dict[str, str]]:
-    """The last questions of each task (reference_logits.npz has the first)."""
-    rows = [[row for row in QUESTIONS if row["task"] == f.name][-per_task:] for f in FAMILIES]
-    return [row for task in rows for row in task]
+def last_questions() -> list[dict[str, str]]:
+    """The last question of each task (reference_logits.npz has the first)."""
+    return list({row["task"]: row for row in QUESTIONS}.values())
 
 
 @torch.no_grad()
@@ -71,12 +70,12 @@ def published() -> dict[str, float]:
     return {task: float(percent) for task, percent in rows}
 
 
-def test_the_card_publishes_what_the_shipped_weights_score(tmp_path: Path) -> None:
-    scores = score(SHIPPED, SHIPPED / "questions.jsonl", tmp_path)
+def test_a_quarter_of_the_held_out_questions_is_answered_as_the_card_says(tmp_path: Path) -> None:
+    scores = score(SHIPPED, SHIPPED / "questions.jsonl", tmp_path, per_task=50)
     measured = {task: 100 * found.exact_match for task, found in scores.items()}
-    assert published() == pytest.approx(
-        measured | {"mean": sum(measured.values()) / len(measured)}, abs=0.6
-    )
+    mean = sum(measured.values()) / len(measured)
+    assert published() == pytest.approx(measured | {"mean": mean}, abs=8)
+    assert published()["mean"] == pytest.approx(mean, abs=2)
 
 
 def test_it_answers_nine_in_ten_over_at_least_six_families() -> None:
@@ -86,11 +85,17 @@ def test_it_answers_nine_in_ten_over_at_least_six_families() -> None:
     assert set(figures) == {family.name for family in FAMILIES}
 
 
-def test_transformers_gives_the_same_answers(ours: HRMText, theirs: HrmTextForCausalLM) -> None:
-    tokenizer = Tokenizer(SHIPPED)
-    for row in a_few(2):
+def test_transformers_gives_the_same_answers_and_they_are_right(
+    ours: HRMText, theirs: HrmTextForCausalLM
+) -> None:
+    tokenizer, right = Tokenizer(SHIPPED), 0
+    rows = last_questions()
+    for row in rows:
         prompt = tokenizer.encode(format_prompt(row["instruction"]))
-        assert our_answer(ours, prompt) == their_answer(theirs, prompt), row
+        answer = our_answer(ours, prompt)
+        assert answer == their_answer(theirs, prompt), row
+        right += tokenizer.decode(answer) == row["response"]
+    assert right >= len(rows) - 2
 
 
 def test_the_reference_logits_are_those_of_our_model(ours: HRMText) -> None:
@@ -104,14 +109,6 @@ def test_the_reference_logits_are_those_of_our_model(ours: HRMText) -> None:
 
 def test_every_task_has_reference_logits() -> None:
     assert sum(1 for _ in references()) == len(FAMILIES)
-
-
-def test_a_greedy_answer_decodes_to_the_expected_text(ours: HRMText) -> None:
-    tokenizer = Tokenizer(SHIPPED)
-    rows = a_few(4)
-    answers = [our_answer(ours, tokenizer.encode(format_prompt(r["instruction"]))) for r in rows]
-    right = sum(tokenizer.decode(a) == r["response"] for a, r in zip(answers, rows, strict=True))
-    assert right >= 0.75 * len(rows)
 
 
 def test_held_out_questions_are_in_neither_training_mix() -> None:

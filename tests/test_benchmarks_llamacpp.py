@@ -1,0 +1,98 @@
+"""The driver of llama.cpp, and the tables that are made of what it and others report."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.llamacpp import FOLDER_VARIABLE, Llama, library_folder, measure
+from benchmarks.others import RUNTIMES
+from benchmarks.peers import limit, plot, ratios, table
+from benchmarks.prefix import Outcome
+from hrm_edge.checkpoint import Checkpoint
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.export.target_gguf import write_gguf
+
+
+@pytest.fixture
+def gguf(checkpoint: Path, tmp_path: Path) -> Path:
+    (tmp_path / "gguf").mkdir()
+    write_gguf(Checkpoint.open(checkpoint), tmp_path / "gguf", "f16", 128)
+    return tmp_path / "gguf" / "model.gguf"
+
+
+def test_rewind_forgets(gguf: Path) -> None:
+    with Llama(gguf, 64, 1) as llama:
+        llama.prefill([20, 21, 22], causal=True)
+        first = llama.decode([23, 24])
+        llama.rewind(3)
+        assert llama.length == 3
+        np.testing.assert_array_equal(llama.decode([23, 24]), first)
+
+
+def test_measure_reports_each_series(gguf: Path) -> None:
+    report = measure(gguf, depths=[0, 20], prefill=16, decode=3, repeats=2, threads=1).to_dict()
+    assert [t["depth"] for t in report["decode"]] == [0, 20]
+    assert [len(t["ms"]) for t in report["decode"]] == [3, 3]
+    assert len(report["prefill"][0]["ms"]) == 2
+    assert 0 < report["after_load"]["anonymous"] <= report["after_run"]["peak"]
+
+
+def test_a_file_that_llamacpp_refuses_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"no GGUF at all")
+    with pytest.raises(HRMEdgeError, match=r"model\.gguf: llama.cpp .* cannot load it") as caught:
+        Llama(tmp_path / "model.gguf")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, "/nowhere")
+    with pytest.raises(HRMEdgeError, match="npm ci --ignore-scripts"):
+        library_folder()
+
+
+@pytest.mark.parametrize("runtime", list(RUNTIMES))
+def test_other_runtimes_decode_after_rewinding(
+    runtime: str, shared_checkpoint: Path, shared_bundle: Path
+) -> None:
+    path = shared_checkpoint if runtime == "transformers" else shared_bundle
+    session = RUNTIMES[runtime](path, 64, 1)
+    session.prefill([20, 21, 22])
+    first = session.decode([23])
+    session.decode([24])
+    session.rewind(2)
+    np.testing.assert_allclose(session.decode([23]), first, atol=1e-5)
+
+
+def report(decode: float, prefill: float) -> dict:
+    memory = {"anonymous": 10**6, "resident": 2 * 10**6, "peak": 3 * 10**6}
+    return {
+        "load_s": 1.0,
+        "prefill": [{"tokens": 8, "ms": [prefill] * 3}],
+        "decode": [{"depth": 0, "ms": [decode] * 3}, {"depth": 64, "ms": [2 * decode] * 3}],
+        "after_load": memory,
+        "after_run": memory,
+    }
+
+
+def test_ratios_are_against_the_better_setting_of_llamacpp(tmp_path: Path) -> None:
+    reports = {
+        "hrm-edge": [report(10, 100)],
+        "llama.cpp": [report(15, 300)],
+        "llama.cpp, flash attention": [report(20, 200)],
+    }
+    assert "decode at context 0: 1.50" in ratios(reports)
+    assert "prefill of 8: 2.00" in ratios(reports)
+    lines = table(reports, dict.fromkeys(reports, 10**9)).splitlines()
+    assert lines[2].startswith("| prefill of 8, ms | 100.0 (100.0 to 100.0) |")
+    assert {line.count("|") for line in lines} == {5}
+    assert "5 ms, 50 % of decode at context 0" in limit(reports["hrm-edge"], 10**8, 2e10)
+    plot(reports, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_outcomes_count_exact_answers() -> None:
+    questions = [{"response": "4", "task": "sum"}, {"response": "b", "task": "spell"}]
+    outcome = Outcome("x", ("4 ", "c"))
+    assert outcome.exact(questions) == 0.5 and outcome.exact(questions, "sum") == 1
+    assert outcome.same(Outcome("y", ("4 ", "b"))) == 0.5
