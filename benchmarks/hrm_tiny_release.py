@@ -226,11 +226,14 @@ hrm-edge train configs/hrm_tiny.yaml --data runs/hrm_tiny_data/train.jsonl \\
 
 The first stage was laid out for 12,000 steps and ended at {first[steps]:,} ({first[tokens]:.1f} M
 tokens), when it was clear which tasks needed a larger share of the questions; its averaged weights
-began the second stage of {second[steps]:,} steps ({second[tokens]:.1f} M tokens). One core of a
-shared x86-64 machine needs about {minutes:.0f} minutes for both (at the runs' median speed). Loss
-on the answers only; back-propagation through the last 2 to 5 of 8 stack passes; AdamATan2; the
-weights are the moving average. The curves show the training loss, and exact match on the validation
-questions (50 per task); the two stages mix the tasks differently, hence the jump in the loss.
+began the second stage of {second[steps]:,} steps ({second[tokens]:.1f} M tokens). The packing of
+rows has changed since the first stage ran, so a rerun sees its questions in another order.
+
+One core of a shared x86-64 machine needs about {minutes:.0f} minutes for both stages (at the runs'
+median speed). Loss on the answers only; back-propagation through the last 2 to 5 of 8 stack passes;
+AdamATan2; the weights are the moving average. The curves show the training loss, and exact match on
+the validation questions (50 per task); the two stages mix the tasks differently, hence the jump in
+the loss.
 
 ![curves](curves.png)
 

@@ -66,12 +66,12 @@ class Stress:
             await asyncio.sleep(every)
 
     async def _settle(self) -> None:
-        for _ in range(600):
-            health = await self.health()
-            if not health["queued"] and not health["running"]:
-                break
+        end = time.monotonic() + 60
+        health = await self.health()
+        while (health["queued"] or health["running"]) and time.monotonic() < end:
             await asyncio.sleep(0.1)
-        else:
+            health = await self.health()
+        if health["queued"] or health["running"]:
             self.wrong.append("the server does not come to rest")
         self.memory.append((time.monotonic() - self.started, health["anonymous_memory"] or 0))
 
