@@ -90,23 +90,6 @@ def test_a_question_is_answered_with_the_models_own_words(page: Page, model: Mod
     shot(page, "answered")
 
 
-def test_text_grows_while_it_streams_and_escape_stops_it(page: Page, running: Running) -> None:
-    ask(page, "Tell me more")
-    answer = page.locator(".assistant .text")
-    wait_for(lambda: len(answer.text_content() or "") > 5)
-    before = answer.text_content() or ""
-    wait_for(lambda: len(answer.text_content() or "") > len(before))
-    assert (answer.text_content() or "").startswith(before)
-    expect(page.locator("#figures")).to_contain_text("tok/s")
-    expect(page.get_by_role("button", name="Stop")).to_be_visible()
-    shot(page, "streaming")
-    cancelled = running.counts["cancelled"]
-    page.keyboard.press("Escape")
-    expect(page.locator(".assistant .note")).to_contain_text("stopped")
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-    assert running.settle()["cancelled"] == cancelled + 1
-
-
 def test_conditions_and_settings_reach_the_server(page: Page) -> None:
     page.get_by_label("synth").check()
     page.get_by_label("cot").check()
