@@ -229,7 +229,8 @@ class EventStream(Response):
         async with contextlib.aclosing(self.events) as events:
             async for event in events:
                 body = {"type": "http.response.body", "body": event.encode(), "more_body": True}
-                await asyncio.wait_for(send(body), self.limits.write_seconds)
+                async with asyncio.timeout(self.limits.write_seconds):
+                    await send(body)
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -4,6 +4,7 @@ Knows iterators of items; nothing of HTTP or of what the items are.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -13,6 +14,7 @@ from typing import Any
 logger = logging.getLogger("hrm_edge.server")
 END = object()
 OUTCOMES = ("accepted", "refused", "finished", "cancelled", "failed")
+INTERRUPT_SECONDS = 0.05  # after which a running job that was cancelled is interrupted again
 STOP_SECONDS = 5.0  # within which a step ends that was interrupted
 
 
@@ -70,7 +72,8 @@ class Job:
         """
         while True:
             try:
-                item = await asyncio.wait_for(self._items.get(), patience)
+                async with asyncio.timeout(patience):  # 3.11's wait_for can lose a cancellation
+                    item = await self._items.get()
             except TimeoutError:
                 item = None
             if item is END:
@@ -85,6 +88,11 @@ class Job:
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         except RuntimeError:
             self.cancelled = True
+
+    def later(self, seconds: float, action: Callable[["Job"], None]) -> None:
+        """Call `action` with this job from its event loop, unless that has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.call_later, seconds, action, self)
 
 
 class Worker:
@@ -141,6 +149,7 @@ class Worker:
                 self.counts["cancelled"] += 1
             elif job is self.running:
                 self._interrupt()
+                job.later(INTERRUPT_SECONDS, self.cancel)  # between two steps it went unheard
 
     def close(self) -> None:
         """Take no more jobs and refuse the waiting ones; the running one goes on."""

@@ -66,15 +66,21 @@ def wait_for(happened: Any, seconds: float = 10) -> None:
 
 
 class SlowSession:
-    """A session that takes `seconds` for each call, as a large model would."""
+    """A session that takes `seconds` for each call, as a large model would.
 
-    def __init__(self, session: Any, seconds: float) -> None:
-        self.session, self.seconds, self.interrupted = session, seconds, threading.Event()
+    Every call of an answer after the first `free` ones stands still until it is interrupted, so
+    that such an answer never ends by itself, however busy the machine.
+    """
+
+    def __init__(self, session: Any, seconds: float, free: int | None) -> None:
+        self.session, self.seconds, self.free, self.calls = session, seconds, free, 0
+        self.interrupted = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
 
     def start(self, ids: Sequence[int]) -> np.ndarray:
+        self.calls = 0
         self._wait()
         return self.session.start(ids)
 
@@ -87,11 +93,14 @@ class SlowSession:
 
     def _wait(self) -> None:
         self.interrupted.clear()
-        if self.interrupted.wait(self.seconds):
+        self.calls += 1
+        stuck = self.free is not None and self.calls > self.free
+        if self.interrupted.wait(60 if stuck else self.seconds):
             raise RuntimeError("interrupted")
+        assert not stuck, "nobody interrupted this call"
 
 
-def slow(model: Model, seconds: float) -> Model:
+def slow(model: Model, seconds: float, free: int | None = None) -> Model:
     """The same model behind a SlowSession."""
-    session: Any = SlowSession(model.session, seconds)
+    session: Any = SlowSession(model.session, seconds, free)
     return Model(session, model.tokenizer, model.manifest, model.chat_template, guide=model.guide)

@@ -32,7 +32,7 @@ def model(shared_bundle: Path) -> Model:
 @pytest.fixture(scope="module")
 def running(model: Model) -> Iterator[Running]:
     limits = Limits(queue=2, body=4096, read_seconds=0.5, shutdown_seconds=1)
-    with serving(slow(model, 0.02), limits=limits) as server:
+    with serving(slow(model, 0, free=3), limits=limits) as server:
         yield server
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import Running, serving
+from serving import Running, serving, slow
 
 from hrm_edge.runtime import Model, load
 
@@ -191,3 +191,18 @@ def test_mistakes_become_the_clients_exceptions(client: openai.OpenAI, running: 
     stranger = client.with_options(api_key="three")
     with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
         stranger.models.list()
+
+
+@pytest.mark.parametrize("free", [0, 1, 6])
+def test_leaving_a_stream_cancels_it(model: Model, free: int) -> None:
+    """In the prefill, in the first call after it, and in the middle."""
+    with serving(slow(model, 0, free)) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
+        stream = client.chat.completions.create(
+            model="tiny", messages=HELLO, max_tokens=240, logit_bias={"11": -100}, stream=True
+        )
+        next(iter(stream))
+        assert running.counts["finished"] == 0
+        stream.close()
+        counts = running.settle()
+        assert (counts["accepted"], counts["cancelled"]) == (1, 1)

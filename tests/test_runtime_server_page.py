@@ -26,12 +26,12 @@ SHOTS = os.environ.get("HRM_EDGE_SCREENSHOTS")  # a directory to keep screenshot
 
 @pytest.fixture(scope="module")
 def model(shared_bundle: Path) -> Model:
-    return slow(load(shared_bundle, threads=1), 0.04)
+    return load(shared_bundle, threads=1)
 
 
 @pytest.fixture(scope="module")
-def running(model: Model) -> Iterator[Running]:
-    with serving(model) as server:
+def running(shared_bundle: Path) -> Iterator[Running]:
+    with serving(slow(load(shared_bundle, threads=1), 0.02)) as server:
         yield server
 
 
@@ -90,6 +90,26 @@ def test_a_question_is_answered_with_the_models_own_words(page: Page, model: Mod
     shot(page, "answered")
 
 
+def test_text_grows_while_it_streams_and_escape_stops_it(browser: Browser, model: Model) -> None:
+    with serving(slow(model, 0.1, 12)) as running:
+        page = browser.new_page()
+        page.goto(running.url)
+        ask(page, "Tell me more")
+        answer = page.locator(".assistant .text")
+        wait_for(lambda: len(answer.text_content() or "") > 2)
+        before = answer.text_content() or ""
+        wait_for(lambda: len(answer.text_content() or "") > len(before))
+        assert (answer.text_content() or "").startswith(before)
+        expect(page.locator("#figures")).to_contain_text("tok/s")
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        shot(page, "streaming")
+        page.keyboard.press("Escape")
+        expect(page.locator(".assistant .note")).to_contain_text("stopped")
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+        assert running.settle()["cancelled"] == 1
+        page.close()
+
+
 def test_conditions_and_settings_reach_the_server(page: Page) -> None:
     page.get_by_label("synth").check()
     page.get_by_label("cot").check()
@@ -136,14 +156,17 @@ def test_everything_is_kept_over_a_reload(page: Page) -> None:
 
 
 def test_a_reload_within_an_answer_cancels_it_and_keeps_what_came(
-    page: Page, running: Running
+    browser: Browser, model: Model
 ) -> None:
-    ask(page, "Tell me more")
-    wait_for(lambda: len(page.locator(".assistant .text").text_content() or "") > 5)
-    cancelled = running.counts["cancelled"]
-    page.reload()
-    assert len(page.locator(".assistant .text").text_content() or "") > 5
-    assert running.settle()["cancelled"] == cancelled + 1
+    with serving(slow(model, 0, 8)) as running:
+        page = browser.new_page()
+        page.goto(running.url)
+        ask(page, "Tell me more")
+        wait_for(lambda: len(page.locator(".assistant .text").text_content() or "") > 2)
+        page.reload()
+        assert len(page.locator(".assistant .text").text_content() or "") > 2
+        assert running.settle()["cancelled"] == 1
+        page.close()
 
 
 def test_the_keyboard_alone_is_enough(page: Page) -> None:

@@ -102,6 +102,45 @@ def test_cancelling_the_running_job_closes_its_work() -> None:
     assert run(scenario)["cancelled"] == 1
 
 
+def test_an_interrupt_that_goes_unheard_is_repeated() -> None:
+    interrupts = list[int]()
+    gate = Gate()
+
+    def interrupt() -> None:
+        interrupts.append(1)
+        if len(interrupts) == 3:
+            gate.open.set()
+
+    async def scenario() -> None:
+        worker = Worker(1, interrupt)
+        job = worker.submit("a", gate.work())
+        await entered(gate)
+        worker.cancel(job)
+        assert await asyncio.wait_for(gather(job), 5) == []
+        worker.close()
+
+    asyncio.run(scenario())
+    assert len(interrupts) >= 3
+
+
+@pytest.mark.parametrize("ticks", range(4))
+def test_a_reader_is_cancelled_though_an_item_comes_at_that_moment(ticks: int) -> None:
+    async def scenario(worker: Worker) -> None:
+        gate = Gate()
+        job = worker.submit("a", gate.work())
+        reader = asyncio.create_task(gather(job))
+        await entered(gate)
+        job._items.put_nowait("item")
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        reader.cancel()
+        done, _ = await asyncio.wait({reader}, timeout=0.5)
+        gate.open.set()
+        assert done and reader.cancelled()
+
+    run(scenario)
+
+
 def test_a_failure_reaches_its_reader_alone() -> None:
     def broken() -> Iterator[int]:
         yield 1
