@@ -9,23 +9,25 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hrm_edge.errors import HRMEdgeError
+
 from . import memory, server_ask, server_page
 from .engine import Model
 from .server_answer import Part, answers
 from .server_ask import Ask
-from .server_errors import RequestError
+from .server_errors import RequestError, invalid
 from .server_guard import Access, Guard, Limits, client_of, read_body, unless_gone
 from .server_logprobs import Names
 from .server_metrics import Metrics
@@ -35,6 +37,7 @@ from .server_reply import Reply
 from .server_schema import chat_schema, completion_schema
 
 logger = logging.getLogger("hrm_edge.server")
+ENCODERS = 2  # threads that tokenize prompts and compile grammars beside the running answer
 CLIENT_LEFT = 499  # nginx's status for a client that closed its connection; nobody reads it
 
 
@@ -49,6 +52,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.worker, self.metrics = Worker(self.limits.queue, self.model.cancel), Metrics()
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
         self.names, self.created = Names(self.model.tokenizer), int(time.time())
         self.schemas = {"completion": completion_schema(self.name), "chat": chat_schema(self.name)}
         self.document = openapi(self.schemas, self.name)
@@ -77,6 +81,7 @@ class Server:
         yield
         self.worker.close()
         self.worker.finish(0)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
 
     def _count(self, path: str, status: int) -> None:
         self.metrics.responses[path if path in self._paths else "other", status] += 1
@@ -96,10 +101,11 @@ class Server:
     async def _answer(self, request: Request, ask: Ask) -> Response:
         try:
             self.worker.check()
-            work = await run_in_threadpool(answers, self.model, ask)
+            loop = asyncio.get_running_loop()
+            work = await loop.run_in_executor(self._encoders, answers, self.model, ask)
             job = self.worker.submit(client_of(request), work)
         except (QueueFull, ShuttingDown) as error:
-            raise self._busy(error) from None
+            raise self._refusal(error) from None
         reply = Reply(ask, self.name, self.names)
         if ask.stream:
             return EventStream(
@@ -111,18 +117,23 @@ class Server:
             self.worker.cancel(job)
         return JSONResponse(reply.whole()) if present else Response(status_code=CLIENT_LEFT)
 
-    def _busy(self, error: Exception) -> RequestError:
+    def _refusal(self, error: Exception) -> RequestError:
+        """What a client is told of `error`."""
         if isinstance(error, ShuttingDown):
             return RequestError(503, "the server is shutting down", "shutting_down")
-        message = f"{self.limits.queue} requests are waiting already; try again later"
-        return RequestError(429, message, "queue_full", retry_after=5)
+        if isinstance(error, QueueFull):
+            message = f"{self.limits.queue} requests are waiting already; try again later"
+            return RequestError(429, message, "queue_full", retry_after=5)
+        if isinstance(error, HRMEdgeError):  # a grammar that led nowhere
+            return invalid(str(error))
+        return _internal()
 
     async def _gather(self, job: Job, reply: Reply) -> None:
         try:
             async for part in job.items(self.limits.ping_seconds):
                 self._take(part, reply)
-        except ShuttingDown as error:
-            raise self._busy(error) from None
+        except (ShuttingDown, HRMEdgeError) as error:
+            raise self._refusal(error) from None
 
     def _take(self, part: Part | None, reply: Reply) -> list[dict[str, Any]]:
         """Add a piece of the answer to the reply and the counters; its chunks."""
@@ -147,10 +158,8 @@ class Server:
             for chunk in reply.closing():
                 yield _event(chunk)
             yield "data: [DONE]\n\n"
-        except ShuttingDown as error:
-            yield _event(self._busy(error).body())
-        except Exception:
-            yield _event(_internal().body())
+        except Exception as error:
+            yield _event(self._refusal(error).body())
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -247,8 +256,8 @@ async def _refuse(request: Request, error: RequestError) -> Response:
 
 
 async def _refuse_http(request: Request, error: HTTPException) -> Response:
-    found = RequestError(error.status_code, f"{request.url.path[:80]}: {error.detail}", "not_found")
-    found.code = "not_found" if error.status_code == 404 else "method_not_allowed"
+    code = "not_found" if error.status_code == 404 else "method_not_allowed"
+    found = RequestError(error.status_code, f"{request.url.path[:80]}: {error.detail}", code)
     return JSONResponse(found.body(), error.status_code, error.headers)
 
 

@@ -11,6 +11,8 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from hrm_edge.errors import HRMEdgeError
+
 logger = logging.getLogger("hrm_edge.server")
 END = object()
 OUTCOMES = ("accepted", "refused", "finished", "cancelled", "failed")
@@ -31,18 +33,21 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._size = 0  # kept, so that any thread may ask for it
 
     def __len__(self) -> int:
-        return sum(len(jobs) for jobs in self._waiting.values())
+        return self._size
 
     def push(self, job: "Job") -> None:
         """Append `job` to its client's line; a new client comes last."""
         self._waiting.setdefault(job.client, deque()).append(job)
+        self._size += 1
 
     def pop(self) -> "Job":
         """The next client's oldest job; that client then comes last."""
         client, jobs = self._waiting.popitem(last=False)
         job = jobs.popleft()
+        self._size -= 1
         if jobs:
             self._waiting[client] = jobs
         return job
@@ -53,6 +58,7 @@ class FairQueue:
         if job not in jobs:
             return False
         jobs.remove(job)
+        self._size -= 1
         if not jobs:
             del self._waiting[job.client]
         return True
@@ -199,7 +205,8 @@ def _run_job(job: Job) -> str:
     except Exception as error:
         if job.cancelled:
             return "cancelled"
-        logger.exception("a generation failed")
+        if not isinstance(error, HRMEdgeError):
+            logger.exception("a generation failed")
         job.deliver(error)
         return "failed"
     finally:

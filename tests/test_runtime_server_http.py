@@ -162,6 +162,13 @@ def test_a_failing_model_is_a_500_and_the_next_request_is_answered(model: Model)
         assert running.settle()["failed"] == 2
 
 
+def test_a_grammar_that_leads_nowhere_is_the_clients_mistake(running: Running) -> None:
+    body = FOREVER | {"regex": "(a{1000}){1000}"}
+    answer = post(running, body)
+    assert answer.status_code == 400 and "the constraint failed" in answer.text
+    assert "the constraint failed" in post(running, body | {"stream": True}).text
+
+
 def test_metrics_are_prometheus_and_add_up(model: Model) -> None:
     with serving(model) as running:
         done = post(running, {"prompt": "Hello", "max_tokens": 5}).json()

@@ -1,6 +1,7 @@
 """The worker: fair order, limits, cancelling, failing and closing, without HTTP or a model."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
@@ -87,6 +88,25 @@ def test_a_full_queue_refuses_and_a_cancelled_place_is_free_again() -> None:
 
     counts = run(scenario, limit=1)
     assert (counts["finished"], counts["cancelled"], counts["refused"]) == (2, 1, 1)
+
+
+def test_the_length_can_be_read_while_the_queue_changes() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    async def scenario(worker: Worker) -> None:
+        jobs = []
+        for i in range(600):
+            jobs.append(worker.submit(f"client {i}", iter([1])))
+            for _ in range(20):
+                assert 0 <= worker.queued <= 600
+        await asyncio.gather(*map(gather, jobs))
+        assert worker.idle
+
+    try:
+        assert run(scenario, limit=1000)["finished"] == 600
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_cancelling_the_running_job_closes_its_work() -> None:
