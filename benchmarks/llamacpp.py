@@ -1,27 +1,19 @@
 """Drives the prebuilt llama.cpp of the npm package node-llama-cpp through its C interface.
 
     cd benchmarks && npm ci --ignore-scripts       # once: fetches the shared library
-    python -m benchmarks.llamacpp model.gguf --depth 0,1000 --prefill 256 --decode 16 --json
 
-`Llama` has the shape of our sessions (`prefill`, `decode`, `rewind`) and, beyond them, logits of
-every position and bidirectional attention for one call. `measure` is what the command prints. The
-structures below are those of llama.h at tag v0.5.0, so the library's release is checked.
+`Llama` gives logits of every position and bidirectional attention for one call. The structures
+below are those of llama.h at tag v0.5.0, so the library's release is checked.
 """
 
 import ctypes as c
-import json
 import os
 import platform
-import statistics
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from hrm_edge.errors import HRMEdgeError
@@ -263,133 +255,3 @@ def library_folder() -> Path:
             f"{Path(__file__).parent}, or set {FOLDER_VARIABLE} to the folder that holds it"
         )
     return folder
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Of this process, in bytes."""
-
-    anonymous: int
-    resident: int
-    peak: int  # highest resident size so far, mapped file pages included
-
-    @classmethod
-    def now(cls) -> "Memory":
-        """Read /proc/self/status."""
-        lines = Path("/proc/self/status").read_text().splitlines()
-        kib = {
-            k: int(v.split()[0]) for k, v in (s.split(":", 1) for s in lines) if v.endswith("kB")
-        }
-        return cls(kib["RssAnon"] << 10, kib["VmRSS"] << 10, kib["VmHWM"] << 10)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of single calls, in the order they ran."""
-
-    depth: int  # tokens in the context before the call
-    tokens: int  # tokens a call
-    ms: tuple[float, ...]
-
-    @property
-    def median_ms(self) -> float:
-        """Median milliseconds of a call."""
-        return statistics.median(self.ms)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `measure` found."""
-
-    load_s: float
-    prefill: tuple[Timing, ...]
-    decode: tuple[Timing, ...]
-    after_load: Memory
-    after_run: Memory
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: all fields, and the median and tokens per second of each timing."""
-        raw = asdict(self)
-        for kind in ("prefill", "decode"):
-            for timing, row in zip(getattr(self, kind), raw[kind], strict=True):
-                row["median_ms"] = timing.median_ms
-                row["tokens_per_s"] = 1000 * timing.tokens / timing.median_ms
-        return raw
-
-
-def measure(
-    path: Path,
-    depths: Sequence[int] = (0,),
-    prefill: int = 0,
-    decode: int = 16,
-    repeats: int = 1,
-    **options: Any,
-) -> Report:
-    """Time `decode` single tokens after each of `depths`, and `repeats` prefills of `prefill`.
-
-    `options` go to Llama; its context defaults to what the run needs. Two tokens are decoded
-    unmeasured before each series.
-    """
-    longest = max(prefill, max(depths, default=0) + decode + 3)
-    options.setdefault("context", longest)
-    started = time.perf_counter()
-    with Llama(path, **options) as llama:
-        load_s = time.perf_counter() - started
-        after_load = Memory.now()
-        ids = [1000 + i * 7919 % 20000 for i in range(longest)]
-        ids = [i % llama.vocab_size for i in ids]
-        llama.prefill(ids[:2], causal=True)
-        prompts = (timed(lambda: llama.prefill(ids[:prefill], causal=True)) for _ in range(repeats))
-        prefills = (Timing(0, prefill, tuple(prompts)),) if prefill else ()
-        decodes = tuple(_decode(llama, ids, depth, decode) for depth in depths)
-        return Report(load_s, prefills, decodes, after_load, Memory.now())
-
-
-def _decode(llama: Llama, ids: list[int], depth: int, count: int) -> Timing:
-    llama.prefill(ids[: max(depth, 1)], causal=True)
-    filled = llama.length
-    llama.decode(ids[:1])
-    llama.decode(ids[:1])
-    llama.rewind(filled)
-    return Timing(depth, 1, tuple(timed(lambda i=i: llama.decode([i])) for i in ids[:count]))
-
-
-def timed(call: Any) -> float:
-    started = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started)
-
-
-@click.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--depth", default="0", help="Context lengths to decode at, joined by commas.")
-@click.option("--prefill", default=0, help="Prompt tokens to time; 0 times none.")
-@click.option("--decode", default=16, help="Tokens to decode at each depth.")
-@click.option("--repeats", default=1, help="Prefills to time.")
-@click.option("--context", type=int, help="KV cache size in tokens; default: what is needed.")
-@click.option("--threads", type=int, help="Default: all cores.")
-@click.option("--kv", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True)
-@click.option("--flash", type=click.Choice(list(FLASH_ATTENTION)), default="auto")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def main(path: Path, depth: str, as_json: bool, context: int | None, **options: Any) -> None:
-    """Measure llama.cpp on the GGUF file PATH."""
-    if context:
-        options["context"] = context
-    try:
-        report = measure(path, [int(d) for d in depth.split(",")], **options)
-    except HRMEdgeError as error:
-        sys.exit(f"Error: {error}")
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=1))
-        return
-    print(f"load {report.load_s:.2f} s, anonymous {report.after_load.anonymous / 1e6:.0f} MB")
-    for kind, timings in (("prefill", report.prefill), ("decode", report.decode)):
-        for t in timings:
-            speed = 1000 * t.tokens / t.median_ms
-            print(f"{kind} {t.tokens} at {t.depth}: {t.median_ms:.1f} ms, {speed:.1f} tok/s")
-    memory = report.after_run
-    print(f"anonymous {memory.anonymous / 1e6:.0f} MB, peak {memory.peak / 1e6:.0f} MB")
-
-
-if __name__ == "__main__":
-    main()

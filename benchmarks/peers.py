@@ -3,18 +3,21 @@
     python -m benchmarks.peers BUNDLE MODEL.gguf [--checkpoint DIR] -o benchmarks/results/xl
 
 writes a markdown table, every single timing as JSON, and a PNG. Each round starts each engine in a
-process of its own. llama.cpp runs with flash attention on and off, since each is the faster one
-somewhere. Run it on an otherwise idle machine: all engines use all cores, and one that waits for
-its threads by spinning suffers from any other load far more than its share.
+process of its own. llama.cpp runs as it comes (it chooses flash attention) and with flash attention
+off, since each is the faster one somewhere; compiled for this processor too, where
+`pip install llama-cpp-python` has been run. Run it on an otherwise idle machine: all engines use
+all cores, and one that waits for its threads by spinning suffers from any other load far more than
+its share.
 """
 
+import importlib.util
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,34 +30,34 @@ from benchmarks.llamacpp import RELEASE
 from hrm_edge.bundle import Manifest
 from hrm_edge.cli_inspect import weight_bytes_per_token
 
-Report = dict[str, Any]  # benchmarks.llamacpp.Report.to_dict()
+RawReport = dict[str, Any]  # benchmarks.measure.Report.to_dict()
+OURS, LLAMACPP = "hrm-edge", "llama.cpp"
+SLOW = 256  # tokens; transformers in float32 is not measured beyond
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is measured in each round."""
 
-    depths: str
-    prefill: int
+    depths: tuple[int, ...]
     decode: int
-    repeats: int
     threads: int
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A column of the table: how to start it."""
+    """A column of the table: a runtime of benchmarks.engines and what it loads."""
 
     name: str
-    command: tuple[str, ...]  # module of benchmarks, then its arguments
+    runtime: str
     model: Path
+    most: int | None = None  # tokens of context up to which it is measured
 
-    def run(self, plan: Plan) -> Report:
+    def run(self, plan: Plan) -> RawReport:
         """Its report, from a fresh process."""
-        counts = ("prefill", "decode", "repeats", "threads")
-        options = [f"--depth={plan.depths}", *(f"--{c}={getattr(plan, c)}" for c in counts)]
-        module, *rest = self.command
-        command = [sys.executable, "-m", f"benchmarks.{module}", *rest, str(self.model), *options]
+        depths = ",".join(str(d) for d in plan.depths if self.most is None or d <= self.most)
+        command = [sys.executable, "-m", "benchmarks.engines", self.runtime, str(self.model)]
+        command += [f"--depths={depths}", f"--decode={plan.decode}", f"--threads={plan.threads}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise click.ClickException(f"{self.name} failed: {done.stderr.strip()[-400:]}")
@@ -67,20 +70,21 @@ class Engine:
         return sum(file.stat().st_size for file in files)
 
 
-def engines(bundle: Path, gguf: Path, checkpoint: Path | None) -> list[Engine]:
+def engines(bundle: Path, gguf: Path, checkpoint: Path | None, pte: Path | None) -> list[Engine]:
     """Ours first."""
-    found = [
-        Engine("hrm-edge", ("ours",), bundle),
-        Engine("llama.cpp", ("llamacpp", "--json", "--flash=off"), gguf),
-        Engine("llama.cpp, flash attention", ("llamacpp", "--json", "--flash=on"), gguf),
-        Engine("onnxruntime-genai, our bundle", ("others", "onnxruntime-genai"), bundle),
-    ]
+    found = [Engine(OURS, "hrm-edge", bundle)]
+    found += [Engine(name, name, gguf) for name in (LLAMACPP, "llama.cpp, flash attention off")]
+    if importlib.util.find_spec("llama_cpp"):
+        found.append(Engine("llama.cpp, compiled here", "llama.cpp, compiled here", gguf))
+    found.append(Engine("onnxruntime-genai, our bundle", "onnxruntime-genai", bundle))
+    if pte:
+        found.append(Engine("hrm-edge, ExecuTorch", "hrm-edge", pte))
     if checkpoint:
-        found.append(Engine("transformers, float32", ("others", "transformers"), checkpoint))
+        found.append(Engine("transformers, float32", "transformers", checkpoint, SLOW))
     return found
 
 
-def series(reports: Sequence[Report]) -> dict[str, list[float]]:
+def series(reports: Sequence[RawReport]) -> dict[str, list[float]]:
     """All milliseconds of all rounds, by what was measured."""
     found: dict[str, list[float]] = {}
     for report in reports:
@@ -92,34 +96,48 @@ def series(reports: Sequence[Report]) -> dict[str, list[float]]:
     return found
 
 
-def table(reports: dict[str, list[Report]], sizes: dict[str, int]) -> str:
+def energy(reports: Sequence[RawReport]) -> dict[str, list[float]]:
+    """Joules a token, by what was measured; empty where the machine does not tell."""
+    found: dict[str, list[float]] = {}
+    for timing in (t for report in reports for t in report["prefill"] + report["decode"]):
+        if timing.get("joules") is not None:
+            kind = "prefill of" if timing["tokens"] > 1 else "decode at context"
+            tokens = timing["tokens"] * len(timing["ms"])
+            found.setdefault(f"{kind} {timing['depth']}", []).append(timing["joules"] / tokens)
+    return found
+
+
+def table(reports: dict[str, list[RawReport]], sizes: dict[str, int]) -> str:
     """Markdown: medians with the range of the middle half; memory is the largest of all rounds."""
     rows = ["| | " + " | ".join(reports) + " |", "|---|" + "---|" * len(reports)]
-    timings = {name: series(found) for name, found in reports.items()}
-    for key in next(iter(timings.values())):
-        rows.append(_row(f"{key}, ms", [_spread(t[key]) for t in timings.values()]))
+    timings = [series(found) for found in reports.values()]
+    rows += [_row(f"{key}, ms", (_spread(t.get(key)) for t in timings)) for key in timings[0]]
+    drawn = [energy(found) for found in reports.values()]
+    rows += [_row(f"{key}, J a token", (_spread(d.get(key)) for d in drawn)) for key in drawn[0]]
     for when in ("after_load", "after_run"):
         for kind in ("anonymous", "resident", "peak"):
             most = [max(r[when][kind] for r in found) / 1e6 for found in reports.values()]
             label = f"{kind} memory {when.replace('_', ' ')}, MB"
-            rows.append(_row(label, [f"{value:.0f}" for value in most]))
-    rows.append(_row("files, MB", [f"{sizes[name] / 1e6:.0f}" for name in reports]))
+            rows.append(_row(label, (f"{value:.0f}" for value in most)))
+    rows.append(_row("files, MB", (f"{sizes[name] / 1e6:.0f}" for name in reports)))
     return "\n".join(rows)
 
 
-def ratios(reports: dict[str, list[Report]]) -> str:
-    """For each timing, the best time of llama.cpp over ours."""
+def ratios(reports: dict[str, list[RawReport]]) -> str:
+    """For each timing, llama.cpp's time over ours: as it comes, and in its fastest form."""
     timings = {name: series(found) for name, found in reports.items()}
-    ours, *_ = timings.values()
-    peers = [t for name, t in timings.items() if name.startswith("llama.cpp")]
-    lines = []
-    for key, values in ours.items():
-        best = min(statistics.median(t[key]) for t in peers)
-        lines.append(f"- {key}: {best / statistics.median(values):.2f}")
-    return "llama.cpp's time (the faster of its two settings) over ours:\n\n" + "\n".join(lines)
+    rows = ["| llama.cpp's time over ours | as it comes | its fastest form here |", "|---|---|---|"]
+    for key, values in timings[OURS].items():
+        peers = {n: t[key] for n, t in timings.items() if n.startswith(LLAMACPP)}
+        times = {name: statistics.median(found) for name, found in peers.items()}
+        best, own = min(times, key=lambda n: times[n]), statistics.median(values)
+        form = best.removeprefix(LLAMACPP).strip(", ") or "as it comes"
+        ratio = f"{times[best] / own:.2f} ({form})"
+        rows.append(_row(key, (f"{times[LLAMACPP] / own:.2f}", ratio)))
+    return "\n".join(rows)
 
 
-def limit(reports: list[Report], weights: int, bandwidth: float) -> str:
+def limit(reports: list[RawReport], weights: int, bandwidth: float) -> str:
     """How much of the time of a token at the least context goes into reading the weights."""
     decode = next(k for k in series(reports) if k.startswith("decode"))
     least = 1000 * weights / bandwidth
@@ -137,47 +155,62 @@ def machine() -> dict[str, str]:
     if info.exists():
         lines = info.read_text().splitlines()
         cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), cpu)
+    packages = ("onnxruntime", "onnxruntime-genai", "llama-cpp-python", "executorch")
+    packages += ("transformers", "torch", "hrm-edge")
     return {
         "cpu": f"{cpu}, {os.cpu_count()} cores",
         "load before": f"{os.getloadavg()[0]:.2f}",
-        "onnxruntime": version("onnxruntime"),
-        "onnxruntime-genai": version("onnxruntime-genai"),
         "llama.cpp": f"node-llama-cpp's library, {RELEASE}",
-        "hrm-edge": version("hrm-edge"),
+        **{p: version(p) for p in packages if importlib.util.find_spec(MODULES.get(p, p))},
         "python": platform.python_version(),
     }
 
 
-def plot(reports: dict[str, list[Report]], path: Path) -> None:
-    """Decode time over context, a line for each engine with the range of the middle half."""
+MODULES = {
+    "onnxruntime-genai": "onnxruntime_genai",
+    "llama-cpp-python": "llama_cpp",
+    "hrm-edge": "hrm_edge",
+}
+
+
+def plot(reports: dict[str, list[RawReport]], path: Path) -> None:
+    """Time of a token and of a prompt over the context, with the range of the middle half."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, found in reports.items():
-        points = {k: v for k, v in series(found).items() if k.startswith("decode")}
-        depths = [int(key.rsplit(" ", 1)[1]) for key in points]
-        middles = [statistics.median(v) for v in points.values()]
-        quarters = [statistics.quantiles(v, n=4) for v in points.values()]
-        below = [m - q[0] for m, q in zip(middles, quarters, strict=True)]
-        above = [q[2] - m for m, q in zip(middles, quarters, strict=True)]
-        axes.errorbar(depths, middles, (below, above), label=name, marker="o", capsize=3)
-    axes.set(xlabel="tokens in context", ylabel="ms a token", title="Decode")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    panels = (("decode", "ms a token"), ("prefill", "ms a prompt"))
+    for axes, (kind, unit) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name, found in reports.items():
+            points = {k: v for k, v in series(found).items() if k.startswith(kind)}
+            depths = [int(key.rsplit(" ", 1)[1]) for key in points]
+            quarters = [_quarters(values) for values in points.values()]
+            middles = [middle for _, middle, _ in quarters]
+            below = [middle - low for low, middle, _ in quarters]
+            above = [high - middle for _, middle, high in quarters]
+            axes.errorbar(depths, middles, (below, above), label=name, marker="o", capsize=3)
+        axes.set(xlabel="tokens", ylabel=unit, title=kind.capitalize(), yscale="log")
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def _row(label: str, cells: list[str]) -> str:
+def _row(label: str, cells: Iterable[str]) -> str:
     return f"| {label} | {' | '.join(cells)} |"
 
 
-def _spread(values: list[float]) -> str:
-    if len(values) < 3:
-        return f"{statistics.median(values):.1f}"
-    low, middle, high = statistics.quantiles(values, n=4)
+def _spread(values: list[float] | None) -> str:
+    if not values:
+        return "not measured"
+    low, middle, high = _quarters(values)
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _quarters(values: list[float]) -> tuple[float, float, float]:
+    """The median between the bounds of the middle half; of the least and most of a few values."""
+    if len(values) < 4:
+        return min(values), statistics.median(values), max(values)
+    low, middle, high = statistics.quantiles(values, n=4)
+    return low, middle, high
 
 
 @click.command()
@@ -186,20 +219,28 @@ def _spread(values: list[float]) -> str:
 @click.option(
     "--checkpoint", type=click.Path(exists=True, path_type=Path), help="Adds transformers."
 )
+@click.option("--pte", type=click.Path(exists=True, path_type=Path), help="An ExecuTorch bundle.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Without ending.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--depths", default="0,256,1000", show_default=True)
-@click.option("--prefill", default=256, show_default=True)
+@click.option("--depths", default="0,256,1024,2048", show_default=True)
 @click.option("--decode", default=16, show_default=True)
-@click.option("--repeats", default=1, show_default=True, help="Prefills a round.")
 @click.option("--threads", default=2, show_default=True)
 def main(
-    bundle: Path, gguf: Path, checkpoint: Path | None, out: Path, rounds: int, **options: Any
+    bundle: Path,
+    gguf: Path,
+    checkpoint: Path | None,
+    pte: Path | None,
+    out: Path,
+    rounds: int,
+    depths: str,
+    decode: int,
+    threads: int,
 ) -> None:
     """Measure BUNDLE and GGUF in turns; write OUT.md, OUT.json and OUT.png."""
-    plan, about, running = Plan(**options), machine(), engines(bundle, gguf, checkpoint)
-    bandwidth = read_bandwidth(plan.threads)
-    reports: dict[str, list[Report]] = {engine.name: [] for engine in running}
+    plan = Plan(tuple(int(d) for d in depths.split(",")), decode, threads)
+    about, running = machine(), engines(bundle, gguf, checkpoint, pte)
+    bandwidth = read_bandwidth(threads)
+    reports: dict[str, list[RawReport]] = {engine.name: [] for engine in running}
     for i in range(rounds):
         for engine in running:
             click.echo(f"round {i + 1} of {rounds}: {engine.name}", err=True)
@@ -207,8 +248,7 @@ def main(
     sizes = {engine.name: engine.bytes for engine in running}
     manifest = Manifest.read(bundle)
     weights = weight_bytes_per_token(manifest.model, manifest.quantization)
-    text = [table(reports, sizes), ratios(reports)]
-    text.append(limit(reports["hrm-edge"], weights, bandwidth))
+    text = [table(reports, sizes), ratios(reports), limit(reports[OURS], weights, bandwidth)]
     text.append(", ".join(f"{k} {v}" for k, v in about.items()) + f"; {rounds} rounds, {plan}.")
     raw = {"machine": about, "plan": vars(plan), "bytes": sizes, "bandwidth": bandwidth}
     out.parent.mkdir(parents=True, exist_ok=True)
