@@ -1,13 +1,14 @@
 """Our bundle beside its peers on the same weights: alternating runs, medians, memory, a picture.
 
-    python -m benchmarks.peers BUNDLE MODEL.gguf [--checkpoint DIR] -o benchmarks/results/xl
+    python -m benchmarks.make_checkpoint --size XL -o runs/xl
+    python -m benchmarks.peers runs/xl --work runs/peers -o benchmarks/results/xl
 
-writes a markdown table, every single timing as JSON, and a PNG. Each round starts each engine in a
-process of its own. llama.cpp runs as it comes (it chooses flash attention) and with flash attention
-off, since each is the faster one somewhere; compiled for this processor too, where
-`pip install llama-cpp-python` has been run. Run it on an otherwise idle machine: all engines use
-all cores, and one that waits for its threads by spinning suffers from any other load far more than
-its share.
+converts the checkpoint for each peer, fetches llama.cpp, and writes a markdown table, every single
+timing as JSON, and a PNG. Each round starts each engine in a process of its own. llama.cpp runs as
+it comes (it chooses flash attention) and with flash attention off, since each is the faster one
+somewhere; and compiled for this processor, if `pip install llama-cpp-python` has been run. Run it
+on an otherwise idle machine: all engines use all cores, and one that waits for its threads by
+spinning suffers from any other load far more than its share.
 """
 
 import importlib.util
@@ -26,9 +27,11 @@ from typing import Any
 import click
 
 from benchmarks.bandwidth import read_bandwidth
-from benchmarks.llamacpp import RELEASE
+from benchmarks.llamacpp import RELEASE, library_folder
 from hrm_edge.bundle import Manifest
 from hrm_edge.cli_inspect import weight_bytes_per_token
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.export import export
 
 RawReport = dict[str, Any]  # benchmarks.measure.Report.to_dict()
 OURS, LLAMACPP = "hrm-edge", "llama.cpp"
@@ -70,18 +73,35 @@ class Engine:
         return sum(file.stat().st_size for file in files)
 
 
-def engines(bundle: Path, gguf: Path, checkpoint: Path | None, pte: Path | None) -> list[Engine]:
-    """Ours first."""
+def engines(checkpoint: Path, work: Path, optional: Sequence[str]) -> list[Engine]:
+    """Ours first. Converts `checkpoint` where `work` does not hold the result yet."""
+    bundle, gguf = work / "int4", work / "q4_0"
+    if not bundle.exists():
+        export(checkpoint, bundle)
+    if not gguf.exists():
+        export(checkpoint, gguf, target="gguf")
+    gguf /= "model.gguf"
     found = [Engine(OURS, "hrm-edge", bundle)]
     found += [Engine(name, name, gguf) for name in (LLAMACPP, "llama.cpp, flash attention off")]
     if importlib.util.find_spec("llama_cpp"):
         found.append(Engine("llama.cpp, compiled here", "llama.cpp, compiled here", gguf))
     found.append(Engine("onnxruntime-genai, our bundle", "onnxruntime-genai", bundle))
-    if pte:
+    if "executorch" in optional:
+        pte = work / "pte"
+        if not pte.exists():
+            export(checkpoint, pte, target="executorch")
         found.append(Engine("hrm-edge, ExecuTorch", "hrm-edge", pte))
-    if checkpoint:
+    if "transformers" in optional:
         found.append(Engine("transformers, float32", "transformers", checkpoint, SLOW))
     return found
+
+
+def install() -> None:
+    """Fetch the prebuilt llama.cpp if it is not there."""
+    try:
+        library_folder()
+    except HRMEdgeError:
+        subprocess.run(["npm", "ci", "--ignore-scripts"], cwd=Path(__file__).parent, check=True)
 
 
 def series(reports: Sequence[RawReport]) -> dict[str, list[float]]:
@@ -214,31 +234,34 @@ def _quarters(values: list[float]) -> tuple[float, float, float]:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
-@click.argument("gguf", type=click.Path(exists=True, path_type=Path))
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--checkpoint", type=click.Path(exists=True, path_type=Path), help="Adds transformers."
+    "--work",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Directory of the converted models; what it holds already is taken as it is.",
 )
-@click.option("--pte", type=click.Path(exists=True, path_type=Path), help="An ExecuTorch bundle.")
+@click.option("--also", multiple=True, type=click.Choice(["executorch", "transformers"]))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Without ending.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--depths", default="0,256,1024,2048", show_default=True)
 @click.option("--decode", default=16, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(
-    bundle: Path,
-    gguf: Path,
-    checkpoint: Path | None,
-    pte: Path | None,
+    checkpoint: Path,
+    work: Path,
+    also: tuple[str, ...],
     out: Path,
     rounds: int,
     depths: str,
     decode: int,
     threads: int,
 ) -> None:
-    """Measure BUNDLE and GGUF in turns; write OUT.md, OUT.json and OUT.png."""
+    """Measure CHECKPOINT through each runtime in turns; write OUT.md, OUT.json and OUT.png."""
+    install()
     plan = Plan(tuple(int(d) for d in depths.split(",")), decode, threads)
-    about, running = machine(), engines(bundle, gguf, checkpoint, pte)
+    running = engines(checkpoint, work, also)
+    about = machine()
     bandwidth = read_bandwidth(threads)
     reports: dict[str, list[RawReport]] = {engine.name: [] for engine in running}
     for i in range(rounds):
@@ -246,7 +269,7 @@ def main(
             click.echo(f"round {i + 1} of {rounds}: {engine.name}", err=True)
             reports[engine.name].append(engine.run(plan))
     sizes = {engine.name: engine.bytes for engine in running}
-    manifest = Manifest.read(bundle)
+    manifest = Manifest.read(running[0].model)
     weights = weight_bytes_per_token(manifest.model, manifest.quantization)
     text = [table(reports, sizes), ratios(reports), limit(reports[OURS], weights, bandwidth)]
     text.append(", ".join(f"{k} {v}" for k, v in about.items()) + f"; {rounds} rounds, {plan}.")
