@@ -7,11 +7,17 @@ the same buffers. The call with past = 0 is the prefix, bidirectional; every lat
 Logits are [1, S, V], or of the last positions alone if the optional input `logits_to_keep` says
 how many (0, its default, keeps all).
 
+Where the model has several H cycles, three more inputs are optional. `h_cycles` [1] says how many
+of them to run; the later ones are `If` branches over the same weights, which runtimes pack once.
+`drafted_z_H` and `drafted_z_L` [1, P, D] are states after the first cycle, as the outputs
+`first_z_H` and `first_z_L` [1, S, D] gave them: the first P of the S ids then skip that cycle,
+whose cache slots hold them already.
+
 Every RMSNorm of the model follows an addition, so each is one SkipSimplifiedLayerNormalization:
 `magic_norm(x, skip) -> (rms_norm(x + skip), x + skip)`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +30,7 @@ from .onnx_weights import Weights
 MS = "com.microsoft"
 OPSETS = {"": 21, MS: 1}
 KV_DTYPES = {32: ir.DataType.FLOAT, 8: ir.DataType.INT8, 4: ir.DataType.UINT8}
+STATES = ("z_H", "z_L")
 MASKED = -1e9
 ACCURACY_INT8 = 4  # MatMulNBits: activations are quantized to int8, block by block
 
@@ -34,12 +41,13 @@ def build_model(config: HRMTextConfig, weights: Weights, kv_bits: int) -> ir.Mod
     ids = g.input("input_ids", ir.DataType.INT64, [1, "sequence"])
     mask = g.input("attention_mask", ir.DataType.INT64, [1, "total"])
     call = _call(g, ids, mask)
-    z_h = _embed(g, ids)
-    z_l = g.std("Expand", weights.arrays["model.z_L_init"], g.std("Shape", z_h))
-    for h in range(config.H_cycles):
-        for inner in range(config.L_cycles):
-            z_l = _stack_pass(g, call, "L", config.slot(h, inner, 0), z_l, z_h)
-        z_h = _stack_pass(g, call, "H", config.slot(h, config.L_cycles, 0), z_h, z_l)
+    if config.H_cycles == 1:
+        z_h, _ = _cycle(g, call, 0, *_begin(g, ids))
+    else:
+        z_h, z_l = _first_cycle(g, call, ids)
+        h_cycles = g.optional("h_cycles", np.array([config.H_cycles], np.int64), [1])
+        for h in range(1, config.H_cycles):
+            z_h, z_l = _later_cycle(g, call, h, h_cycles, z_h, z_l)
     _logits(g, call, z_h)
     return g.model()
 
@@ -62,11 +70,33 @@ class _Graph(Tape):
         self.config, self.weights, self.kv_bits = config, weights, kv_bits
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
+        self.past: dict[str, ir.Value] = {}  # "<slot>.key" and "<slot>.value" -> the cache before
+        self.present: dict[str, ir.Value] = {}  # and after the call
         self._constants: dict[str, ir.Value] = {}
+
+    def branch(self) -> "_Graph":
+        """A tape for one branch of an `If`: what is recorded there may use this graph's values."""
+        inner = _Graph(self.config, self.weights, self.kv_bits)
+        inner.inputs, inner.past, inner._constants = self.inputs, self.past, self._constants
+        inner._initializers = self._initializers
+        return inner
+
+    def subgraph(self, outputs: list[ir.Value], name: str) -> ir.Graph:
+        """What a branch recorded. Its values' names may not occur in the graph around it."""
+        for i, value in enumerate(v for node in self.nodes for v in node.outputs):
+            value.name = f"{name}.{i}" if value.name is None else value.name
+        return ir.Graph([], outputs, nodes=self.nodes, opset_imports=OPSETS, name=name)
 
     def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
         self.inputs.append(ir.val(name, dtype=dtype, shape=shape))
         return self.inputs[-1]
+
+    def optional(self, name: str, default: np.ndarray, shape: list[int | str]) -> ir.Value:
+        """An input with an initializer, which callers may leave out."""
+        value = self.initializer(ir.tensor(default, name=name))
+        value.shape = ir.Shape(shape)
+        self.inputs.append(value)
+        return value
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list) -> None:
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
@@ -90,6 +120,10 @@ class _Graph(Tape):
         return self.op("Cast", [value], {"to": dtype.value})
 
     def model(self) -> ir.Model:
+        for name, value in self.present.items():
+            past = self.past[name]
+            value.name, value.type, value.shape = f"present.{name}", past.type, past.shape
+            self.outputs.append(value)
         graph = ir.Graph(
             self.inputs,
             self.outputs,
@@ -140,6 +174,55 @@ def _embed(g: _Graph, ids: ir.Value) -> ir.Value:
     )
 
 
+def _begin(g: _Graph, ids: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """(z_H, z_L) before the first cycle, [1, S, D] each."""
+    z_h = _embed(g, ids)
+    return z_h, g.std("Expand", g.weights.arrays["model.z_L_init"], g.std("Shape", z_h))
+
+
+def _cycle(
+    g: _Graph, call: _Call, h: int, z_h: ir.Value, z_l: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """(z_H, z_L) after H cycle `h`."""
+    for inner in range(g.config.L_cycles):
+        z_l = _stack_pass(g, call, "L", g.config.slot(h, inner, 0), z_l, z_h)
+    return _stack_pass(g, call, "H", g.config.slot(h, g.config.L_cycles, 0), z_h, z_l), z_l
+
+
+def _first_cycle(g: _Graph, call: _Call, ids: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """(z_H, z_L) of all ids after the first cycle, which those that were drafted skip."""
+    axis0, axis1, axis2 = (g.constant(f"axis{i}", [i]) for i in range(3))
+    width = g.config.hidden_size
+    empty = np.zeros((1, 0, width), np.float32)
+    drafted = [g.optional(f"drafted_{name}", empty, [1, "drafted", width]) for name in STATES]
+    done = g.std("Slice", g.std("Shape", drafted[0]), axis1, axis2, axis0)  # [1] P
+    bias = g.std("Slice", call.bias, done, call.length, axis2) if call.bias is not None else None
+    rest = g.std("Slice", ids, done, call.length, axis1)
+    fresh = _cycle(g, replace(call, bias=bias), 0, *_begin(g, rest))
+    both = zip(drafted, fresh, strict=True)
+    z_h, z_l = (g.op("Concat", pair, {"axis": 1}) for pair in both)
+    for name, state in zip(STATES, (z_h, z_l), strict=True):
+        g.output(state, f"first_{name}", ir.DataType.FLOAT, [1, "sequence", width])
+    return z_h, z_l
+
+
+def _later_cycle(
+    g: _Graph, call: _Call, h: int, h_cycles: ir.Value, z_h: ir.Value, z_l: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """(z_H, z_L) after H cycle `h`, or as they are where only `h` cycles are asked for."""
+    run, skip = g.branch(), g.branch()
+    ran = [*_cycle(run, call, h, z_h, z_l), *run.present.values()]
+    kept = [skip.std("Identity", v) for v in (z_h, z_l, *(g.past[name] for name in run.present))]
+    branches = {
+        "then_branch": run.subgraph(ran, f"cycle_{h}"),
+        "else_branch": skip.subgraph(kept, f"no_cycle_{h}"),
+    }
+    wanted = g.std("Greater", h_cycles, g.constant(f"cycle_{h}", [h]))
+    z_h, z_l, *present = g.op_multi_out("If", [wanted], branches, num_outputs=len(ran))
+    g.present |= zip(run.present, present, strict=True)
+    return z_h, z_l
+
+
 def _stack_pass(
     g: _Graph, call: _Call, stack: str, slot: int, x: ir.Value, injected: ir.Value
 ) -> ir.Value:
@@ -186,7 +269,9 @@ def _grouped_query_attention(
     width = config.head_dim // 2 if g.kv_bits == 4 else config.head_dim
     shape = [1, config.num_attention_heads, "max_context", width]
     dtype = KV_DTYPES[g.kv_bits]
-    past = [g.input(f"past_key_values.{slot}.{part}", dtype, shape) for part in ("key", "value")]
+    names = [f"{slot}.{part}" for part in ("key", "value")]
+    g.past |= {name: g.input(f"past_key_values.{name}", dtype, shape) for name in names}
+    past = [g.past[name] for name in names]
     scales, attributes = [], {}
     if g.kv_bits < 32:
         projection = name + "attn.gqkv_proj.weight"
@@ -207,8 +292,7 @@ def _grouped_query_attention(
         num_outputs=3,
         domain=MS,
     )
-    g.output(key, f"present.{slot}.key", dtype, shape)
-    g.output(value, f"present.{slot}.value", dtype, shape)
+    g.present |= zip(names, (key, value), strict=True)
     return mixed
 
 
@@ -249,10 +333,8 @@ def _linear(g: _Graph, x: ir.Value, name: str) -> ir.Value:
 
 def _logits(g: _Graph, call: _Call, z_h: ir.Value) -> None:
     zero, last_axis = g.constant("axis0", [0]), g.constant("axis1", [1])
-    keep = g.initializer(ir.tensor(np.zeros(1, np.int64), name="logits_to_keep"))
-    g.inputs.insert(2, keep)  # an input with an initializer is optional
+    keep = g.optional("logits_to_keep", np.zeros(1, np.int64), [1])
     start = g.std("Where", g.std("Equal", keep, zero), zero, g.std("Sub", call.length, keep))
     kept = g.std("Slice", z_h, start, call.length, last_axis)
     logits = _linear(g, kept, "lm_head.weight")
     g.output(logits, "logits", ir.DataType.FLOAT, [1, "kept", g.config.vocab_size])
-    g.outputs.insert(0, g.outputs.pop())

@@ -231,14 +231,22 @@ class Recurrence(nn.Module):
         self.H_module = Stack(config)
 
     def forward(
-        self, ids: Tensor, rotary: Rotary, mask: Mask, cache: KVCache | None, bp_passes: int | None
+        self,
+        ids: Tensor,
+        rotary: Rotary,
+        mask: Mask,
+        cache: KVCache | None,
+        bp_passes: int | None,
+        h_cycles: int | None = None,
     ) -> Tensor:
-        """ids [B, S] -> z_H [B, S, D] after H_cycles cycles."""
+        """ids [B, S] -> z_H [B, S, D] after `h_cycles` cycles, all H_cycles of them by default."""
         layers = self.config.layers_per_stack
         z_h = self.embed_tokens(ids) * self.config.embedding_scale
         z_l = self.z_L_init.to(z_h.dtype).expand_as(z_h)
         reached = passes_with_gradient(self.config, bp_passes)
-        for i, stack in enumerate(self.config.passes):
+        cycles = self.config.H_cycles if h_cycles is None else h_cycles
+        assert 1 <= cycles <= self.config.H_cycles, f"{cycles} of {self.config.H_cycles} cycles"
+        for i, stack in enumerate(self.config.passes[: cycles * (self.config.L_cycles + 1)]):
             with torch.set_grad_enabled(torch.is_grad_enabled() and reached[i]):
                 if stack == "L":
                     z_l = self.L_module(z_l, z_h, rotary, mask, cache, i * layers)
@@ -266,6 +274,7 @@ class HRMText(nn.Module):
         cache: KVCache | None = None,
         bp_passes: int | None = None,
         select: Tensor | None = None,
+        h_cycles: int | None = None,
     ) -> Tensor:
         """Logits for token ids [B, S] (int64): [B, S, V], or [n, V] of the `select`ed positions.
 
@@ -275,6 +284,7 @@ class HRMText(nn.Module):
         positions: [B, S] for the rotary embedding; None counts on from the cache.
         bp_passes: how many stack passes back-propagation reaches; None is all of them.
         select: bool [B, S], or flat indices into B*S: the head is applied there only.
+        h_cycles: read the logits off z_H after so many H cycles; None is all of them.
         """
         start = cache.length if cache is not None else 0
         if positions is None:
@@ -282,7 +292,7 @@ class HRMText(nn.Module):
         if mask is None and (start or not self.config.prefix_lm):
             mask = causal_mask(ids.shape[1], start, ids.device)
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
-        hidden = self.model(ids, rotary, mask, cache, bp_passes)
+        hidden = self.model(ids, rotary, mask, cache, bp_passes, h_cycles)
         if cache is not None:
             cache.length += ids.shape[1]
         if select is not None:

@@ -58,6 +58,7 @@ class Result:
     bits: int
     group_size: int
     kv_bits: int
+    h_cycles: int
     n_threads: int
     test: str
     n_prompt: int
@@ -80,7 +81,13 @@ class Bench:
     vocab_size: int
 
     @classmethod
-    def open(cls, path: Path, tests: Sequence[Test], threads: int | None) -> "Bench":
+    def open(
+        cls,
+        path: Path,
+        tests: Sequence[Test],
+        threads: int | None,
+        h_cycles: int | None = None,
+    ) -> "Bench":
         """Load `path` with as much context as `tests` need. Raises HRMEdgeError."""
         bundle = Bundle.open(path)
         manifest = bundle.manifest
@@ -90,7 +97,7 @@ class Bench:
                 f"the tests need {context} tokens of context, {path} has {manifest.max_seq_len}; "
                 "use a smaller -p, -n or -d"
             )
-        session = open_session(bundle, threads, context)
+        session = open_session(bundle, threads, context, h_cycles)
         facts = {
             "model": path.resolve().name,
             "model_size": sum(file.size for file in manifest.files.values()),
@@ -98,6 +105,7 @@ class Bench:
             "bits": manifest.quantization.bits,
             "group_size": manifest.quantization.group_size,
             "kv_bits": manifest.kv_cache.bits,
+            "h_cycles": h_cycles or manifest.model.H_cycles,
             "n_threads": threads or default_threads() or 0,
         }
         return cls(session, facts, manifest.model.vocab_size)

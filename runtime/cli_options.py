@@ -44,7 +44,8 @@ ANSWERING = (
 LOADING = (
     click.option("-t", "--threads", type=int, help="Default: one per physical performance core."),
     click.option("-c", "--max-context", type=int, help="Tokens of prompt and answer to hold."),
-    click.option("--draft", type=click.Path(path_type=Path), help="A smaller bundle that drafts."),
+    click.option("--draft", metavar="BUNDLE|self", help="What drafts; self is its first H cycle."),
+    click.option("--h-cycles", type=int, help="Run so many H cycles: faster, less able."),
     click.option("--verify", is_flag=True, help="Hash the bundle's files before use."),
     click.option("--strict", is_flag=True, help="Refuse a bundle that may not fit into memory."),
 )
@@ -56,7 +57,8 @@ class Loading:
 
     threads: int | None
     max_context: int | None
-    draft: Path | None
+    draft: str | None
+    h_cycles: int | None
     verify: bool
     strict: bool
 
@@ -75,6 +77,7 @@ class Loading:
                 verify=self.verify,
                 draft=self.draft,
                 strict=self.strict,
+                h_cycles=self.h_cycles,
             )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.errors import HRMEdgeError
@@ -19,9 +19,18 @@ from .fit import shortage
 from .guided import Constraint, Guide
 from .processors import make_processors
 from .sampling import Choice, make_chooser, make_sampler
-from .session import Cancelled, Session, open_session
+from .session import Cancelled, Session, at_depth, open_session
 from .settings import Options, Settings, in_range
-from .speculation import DraftModel, Experience, Pace, Tally, Verifier, lookups
+from .speculation import (
+    CanDraft,
+    DraftModel,
+    Experience,
+    FirstCycle,
+    Pace,
+    Tally,
+    Verifier,
+    lookups,
+)
 from .stopping import StopText
 
 __all__ = [
@@ -35,6 +44,8 @@ __all__ = [
     "Stats",
     "load",
 ]
+
+SELF = "self"  # in place of a bundle that drafts
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class Model:
         tokenizer: Tokenizer,
         manifest: Manifest,
         chat_template: ChatTemplate | None = None,
-        draft: "Model | None" = None,
+        draft: "Model | CanDraft | None" = None,
         guide: Guide | None = None,
     ) -> None:
         self.session, self.tokenizer, self.manifest = session, tokenizer, manifest
@@ -190,7 +201,7 @@ class Model:
     def cancel(self) -> None:
         """From another thread: end the call under way; the answer's iterator raises Cancelled."""
         self.session.cancel()
-        if self.draft is not None:
+        if isinstance(self.draft, Model):
             self.draft.cancel()
 
     def _encode(self, text: str) -> list[int]:
@@ -218,8 +229,10 @@ class Model:
         found = lookups(ids, self._learned)
         if constraint is not None:
             found.insert(0, Pace(constraint, self._learned))
-        if self.draft is not None:
+        if isinstance(self.draft, Model):
             found.append(Pace(DraftModel(self.draft.session, ids), self._learned))
+        elif self.draft is not None:
+            found.append(Pace(FirstCycle(self.draft), self._learned))
         return found
 
     def _pieces(self, ids: list[int], verifier: Verifier, stop: StopText) -> Iterator[Piece]:
@@ -295,12 +308,14 @@ def load(
     verify: bool = False,
     draft: str | Path | None = None,
     strict: bool = False,
+    h_cycles: int | None = None,
 ) -> Model:
     """Load a bundle. `threads` None leaves the choice to the engine (one per physical core).
 
     `max_context` bounds prompt and answer together, in tokens; `verify` hashes every file first;
-    `draft` is a smaller bundle with the same tokenizer that drafts tokens for this one; `strict`
-    refuses what by estimate will not fit into memory with its context full.
+    `draft` is a smaller bundle with the same tokenizer that drafts tokens for this one, or "self":
+    then the model's own first H cycle drafts. `strict` refuses what by estimate will not fit into
+    memory with its context full. `h_cycles` runs only so many H cycles, at a loss of quality.
     Raises HRMEdgeError if a bundle is damaged, cannot be run here, or does not fit.
     """
     if threads is not None:
@@ -310,12 +325,14 @@ def load(
         raise HRMEdgeError(short)
     tokenizer = _tokenizer(bundle)
     template = read_chat_template(bundle.path)
-    session = open_session(bundle, threads, max_context)
+    session = open_session(bundle, threads, max_context, h_cycles)
     drafter = None
-    if draft is not None:
+    if draft == SELF:
+        drafter = _own_first_cycle(session, bundle.path)
+    elif draft is not None:
         drafter = load(draft, threads=threads, verify=verify)
         _same_tokenizer(Path(path), Path(draft))
-    manifest = bundle.manifest
+    manifest = at_depth(bundle, h_cycles).manifest
     vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids
     guide = Guide(bundle.path / "tokenizer.json", vocabulary, ends)
     return Model(session, tokenizer, manifest, template, drafter, guide)
@@ -330,6 +347,15 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
             f"{vocabulary}; they do not belong together"
         )
     return tokenizer
+
+
+def _own_first_cycle(session: Session, path: Path) -> CanDraft:
+    if getattr(session, "can_draft", False):
+        return cast(CanDraft, session)
+    raise HRMEdgeError(
+        f"{path}: its first H cycle cannot draft; that takes a graph that can stop there (export "
+        "the checkpoint again if the bundle is old) and more than one cycle to run"
+    )
 
 
 def _same_tokenizer(path: Path, draft: Path) -> None:

@@ -1,6 +1,7 @@
 """What every engine offers the layers above it, and which engine runs which bundle."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -52,15 +53,32 @@ class Session(Protocol):
         ...
 
 
-def open_session(bundle: Bundle, threads: int | None, max_context: int | None) -> Session:
-    """A session over `bundle`. Raises HRMEdgeError if it cannot be run or does not fit."""
+def open_session(
+    bundle: Bundle, threads: int | None, max_context: int | None, h_cycles: int | None = None
+) -> Session:
+    """A session over `bundle`. Raises HRMEdgeError if it cannot be run or does not fit.
+
+    `h_cycles` is the number of H cycles to run, the first ones, if not all.
+    """
+    bundle = at_depth(bundle, h_cycles)
     manifest = bundle.manifest
     length = _context(bundle, max_context)
     if manifest.target == "onnx":
         from .session_onnx import OnnxSession
 
-        return OnnxSession(bundle.path, manifest, length, threads)
+        return OnnxSession(bundle.path, manifest, length, threads, h_cycles)
     raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
+
+
+def at_depth(bundle: Bundle, h_cycles: int | None) -> Bundle:
+    """`bundle` as it is with only `h_cycles` of its cycles: fewer bytes of cache a token."""
+    most, cache = bundle.manifest.model.H_cycles, bundle.manifest.kv_cache
+    if h_cycles is None:
+        return bundle
+    if not 1 <= h_cycles <= most:
+        raise HRMEdgeError(f"h_cycles is {h_cycles}, expected 1 to {most} (the model's H_cycles)")
+    cache = replace(cache, bytes_per_token=cache.bytes_per_token * h_cycles // most)
+    return replace(bundle, manifest=replace(bundle.manifest, kv_cache=cache))
 
 
 def _context(bundle: Bundle, asked: int | None) -> int:

@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,37 @@ from hrm_edge.errors import HRMEdgeError
 from .session import Cancelled
 from .threads import default_threads
 
-LOGITS = "logits"
+LOGITS, H_CYCLES, STATES = "logits", "h_cycles", ("z_H", "z_L")
 
 
 class OnnxSession:
     """One conversation's state over one loaded model. Not for use by several threads at once."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, max_context: int, threads: int | None = None
+        self,
+        path: Path,
+        manifest: Manifest,
+        max_context: int,
+        threads: int | None = None,
+        h_cycles: int | None = None,
     ) -> None:
-        """Load `path`/model.onnx with room for `max_context` tokens.
+        """Load `path`/model.onnx with room for `max_context` tokens, to run `h_cycles` of its own.
 
-        Raises HRMEdgeError if ONNX Runtime refuses the model.
+        Raises HRMEdgeError if ONNX Runtime refuses the model, or the graph another depth.
         """
         self.manifest, self.max_context, self.length = manifest, max_context, 0
         self._session = _load(path / "model.onnx", threads)
+        self._h_cycles = h_cycles or manifest.model.H_cycles
+        optional = [value.name for value in self._session.get_overridable_initializers()]
+        self._flexible = H_CYCLES in optional
+        if self._h_cycles < manifest.model.H_cycles and not self._flexible:
+            raise HRMEdgeError(
+                f"{path}: its graph always runs all {manifest.model.H_cycles} H cycles, not "
+                f"{self._h_cycles}; export the checkpoint again"
+            )
         self._cache = _Cache(manifest, max_context)
-        self._binding = self._session.io_binding()
-        self._cache.bind(self._binding)
+        self._binding, self._drafting = self._bound(), self._bound()
+        self._drafted = _Drafted([], [np.empty((0, manifest.model.hidden_size), np.float32)] * 2)
         self._mask = np.ones((1, max_context), np.int64)
         self._running = ort.RunOptions()
         self.prefix: list[int] = []
@@ -44,7 +58,8 @@ class OnnxSession:
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Forget everything and read `ids` as the prefix; logits [V] of the last position."""
-        self.length, self.prefix = 0, []
+        self._move_to(0)
+        self.prefix = []
         self._prefix_logits = self._run(ids, keep=1)[0]
         self.prefix = list(ids)
         return self._prefix_logits
@@ -53,7 +68,7 @@ class OnnxSession:
         """`prefill`, or a mere rewind where `ids` are the prefix that is held already."""
         if self.prefix != list(ids):
             return self.prefill(ids)
-        self.length = len(self.prefix)
+        self._move_to(len(self.prefix))
         return self._prefix_logits
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
@@ -64,7 +79,26 @@ class OnnxSession:
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens; the first one of a sequence stays."""
         assert 0 <= n < self.length, (n, self.length)
-        self.length -= n
+        self._move_to(self.length - n)
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether `draft` may be called: the graph can stop after the first of several cycles."""
+        return self._flexible and self._h_cycles > 1
+
+    def draft(self, ids: Sequence[int]) -> np.ndarray:
+        """Read `ids`, behind those drafted before, through the first H cycle alone.
+
+        Logits [len(ids), V] of the state it leaves. The next `decode` spares the drafted ids it
+        begins with that cycle; the others are forgotten, as are all at a rewind.
+        """
+        assert self.can_draft and self.length > 0, (self._h_cycles, self.length)
+        past = self.length + len(self._drafted.ids)
+        inputs = self._depth(1, self._drafted.first(0))
+        outputs = (LOGITS, *(f"first_{name}" for name in STATES))
+        logits, *states = self._call(self._drafting, past, ids, inputs, outputs)
+        self._drafted = self._drafted.then(ids, states)
+        return logits
 
     def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
         """The prefix's last logits [V] and its cache [2 * slots, heads, tokens, width], a view."""
@@ -75,33 +109,91 @@ class OnnxSession:
         room = self._cache.view[:, :, : len(prefix)]
         assert (cache.shape, cache.dtype) == (room.shape, room.dtype), (cache.shape, room.shape)
         room[:] = cache
-        self.prefix, self.length, self._prefix_logits = list(prefix), len(prefix), logits
+        self.prefix, self._prefix_logits = list(prefix), logits
+        self._move_to(len(prefix))
 
     def cancel(self) -> None:
         """From another thread: end the call under way, which raises Cancelled; else nothing."""
         self._running.terminate = True
 
-    def _run(self, ids: Sequence[int], keep: int) -> np.ndarray:
-        total = self.length + len(ids)
-        assert len(ids) > 0 and total <= self.max_context, (len(ids), total, self.max_context)
-        self._binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
-        self._binding.bind_cpu_input("attention_mask", self._mask[:, :total])
-        # An optional input: the binding knows no NodeArg of that name and takes an OrtValue only.
-        kept = ort.OrtValue.ortvalue_from_numpy(np.array([keep], np.int64))
-        self._binding.bind_ortvalue_input("logits_to_keep", kept)
-        self._binding.bind_output(LOGITS)
-        self._compute()
-        self.length = total
-        return self._binding.get_outputs()[-1].numpy()[0]
+    def _move_to(self, length: int) -> None:
+        self.length, self._drafted = length, self._drafted.none()
 
-    def _compute(self) -> None:
+    def _run(self, ids: Sequence[int], keep: int) -> np.ndarray:
+        inputs = {"logits_to_keep": np.array([keep], np.int64)}
+        inputs |= self._depth(self._h_cycles, self._drafted.shared_with(ids))
+        (logits,) = self._call(self._binding, self.length, ids, inputs, (LOGITS,))
+        self._move_to(self.length + len(ids))
+        return logits
+
+    def _depth(self, h_cycles: int, drafted: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The optional inputs of a graph of flexible depth; `drafted` states [P, D]."""
+        if not self._flexible:
+            return {}
+        states = {f"drafted_{n}": z[None] for n, z in zip(STATES, drafted, strict=True)}
+        return {H_CYCLES: np.array([h_cycles], np.int64)} | states
+
+    def _bound(self) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        self._cache.bind(binding)
+        return binding
+
+    def _call(
+        self,
+        binding: ort.IOBinding,
+        past: int,
+        ids: Sequence[int],
+        optional: dict[str, np.ndarray],
+        outputs: Sequence[str],
+    ) -> list[np.ndarray]:
+        """Run `ids` behind `past` tokens; what the graph gives as `outputs`, without its batch."""
+        total = past + len(ids)
+        assert len(ids) > 0 and total <= self.max_context, (len(ids), total, self.max_context)
+        binding.bind_cpu_input("input_ids", np.array([ids], np.int64))
+        binding.bind_cpu_input("attention_mask", self._mask[:, :total])
+        for name, array in optional.items():  # the binding has no NodeArg of them: OrtValues only
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name in outputs:
+            binding.bind_output(name)
+        self._compute(binding)
+        return [value.numpy()[0] for value in binding.get_outputs()[-len(outputs) :]]
+
+    def _compute(self, binding: ort.IOBinding) -> None:
         self._running = ort.RunOptions()
         try:
-            self._session.run_with_iobinding(self._binding, self._running)
+            self._session.run_with_iobinding(binding, self._running)
         except Exception:  # onnxruntime's exceptions share no public base
             if self._running.terminate:
                 raise Cancelled("the answer was cancelled") from None
             raise
+
+
+@dataclass(frozen=True)
+class _Drafted:
+    """Ids behind the sequence that went through the first H cycle alone, and its states [n, D]."""
+
+    ids: list[int]
+    states: list[np.ndarray]  # z_H, z_L
+
+    def first(self, count: int) -> list[np.ndarray]:
+        """The states of the first `count` ids."""
+        return [state[:count] for state in self.states]
+
+    def none(self) -> "_Drafted":
+        """Nothing drafted."""
+        return _Drafted([], self.first(0))
+
+    def then(self, ids: Sequence[int], states: list[np.ndarray]) -> "_Drafted":
+        """These and `ids` with `states` behind them."""
+        joined = [np.concatenate(pair) for pair in zip(self.states, states, strict=True)]
+        return _Drafted([*self.ids, *ids], joined)
+
+    def shared_with(self, ids: Sequence[int]) -> list[np.ndarray]:
+        """The states of what `ids` begin with; one id at least is left for the graph to read."""
+        same = 0
+        while same < min(len(self.ids), len(ids) - 1) and self.ids[same] == ids[same]:
+            same += 1
+        return self.first(same)
 
 
 class _Cache:

@@ -31,6 +31,7 @@ class Drafter(Protocol):
 
     name: str  # drafters of the same name share their acceptance over answers
     free: bool  # a guess costs nothing worth measuring, so it is made and scored even if unused
+    resumed: bool  # the verifying call goes on from what drafting computed, so it is timed apart
     trust: float  # acceptance to begin with
 
     def propose(self, answer: Sequence[int], most: int) -> list[int]:
@@ -41,7 +42,7 @@ class Drafter(Protocol):
 class PromptLookup:
     """Proposes what followed the last `n` tokens when they last occurred in prompt or answer."""
 
-    free = True
+    free, resumed = True, False
 
     def __init__(self, prompt: Sequence[int], n: int, trust: float) -> None:
         self.n, self.name, self.trust = n, f"lookup {n}", trust
@@ -65,7 +66,7 @@ class PromptLookup:
 class DraftModel:
     """Proposes the greedy answer of another, smaller model with the same tokenizer."""
 
-    name, free, trust = "model", False, 0.6
+    name, free, resumed, trust = "model", False, False, 0.6
 
     def __init__(self, session: Session, prompt: Sequence[int]) -> None:
         self.session, self._prompt = session, list(prompt)
@@ -97,6 +98,30 @@ class DraftModel:
         return self.session.decode(answer[same:])[-1]
 
 
+class CanDraft(Protocol):
+    """A session whose model can stop after its first H cycle."""
+
+    def draft(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits [len(ids), V] after that cycle; a `decode` that begins with `ids` resumes it."""
+        ...
+
+
+class FirstCycle:
+    """Proposes what the model itself would answer after its first H cycle."""
+
+    name, free, resumed, trust = "first cycle", False, True, 0.8
+
+    def __init__(self, session: CanDraft) -> None:
+        self.session = session
+
+    def propose(self, answer: Sequence[int], most: int) -> list[int]:
+        """One call a token; the states they leave are what verifying begins with."""
+        proposed = [answer[-1]]
+        for _ in range(most):
+            proposed.append(int(self.session.draft(proposed[-1:])[-1].argmax()))
+        return proposed[1:]
+
+
 class Experience:
     """What earlier answers of a model taught: seconds a call of each size, drafters' acceptance.
 
@@ -104,18 +129,18 @@ class Experience:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, deque[float]] = {}
+        self._seen: dict[tuple[int, bool], deque[float]] = {}
         self._trust: dict[str, float] = {}
 
-    def observe(self, size: int, seconds: float) -> None:
-        """Remember a call with `size` tokens."""
-        self._seen.setdefault(size, deque(maxlen=WINDOW)).append(seconds)
+    def observe(self, size: int, seconds: float, resumed: bool = False) -> None:
+        """Remember a call with `size` tokens, all but the last of them `resumed` or none."""
+        self._seen.setdefault((size, resumed), deque(maxlen=WINDOW)).append(seconds)
 
-    def of(self, size: int) -> float:
+    def of(self, size: int, resumed: bool = False) -> float:
         """Expected seconds of a call with `size` tokens, in arbitrary units before any was seen."""
-        if size in self._seen:
-            return min(self._seen[size])
-        ones = [min(seen) / _assumed(n) for n, seen in self._seen.items()]
+        if (size, resumed) in self._seen:
+            return min(self._seen[size, resumed])
+        ones = [min(seen) / _assumed(n) for (n, _), seen in self._seen.items()]
         return min(ones, default=1.0) * _assumed(size)
 
     def trust(self, drafter: Drafter) -> float:
@@ -167,7 +192,7 @@ class Pace:
         for k in range(1, MOST + 1):
             chance *= right  # that the first k tokens are right
             expected += chance
-            rate = expected / (self._learned.of(k + 1) + k * own)
+            rate = expected / (self._learned.of(k + 1, self.drafter.resumed) + k * own)
             if rate > most * (1 + 1e-9):
                 best, most = k, rate
         return best
@@ -218,8 +243,8 @@ class Verifier:
             yield from drawn
             if len(answer) >= self.limit or answer[-1] in self.ends:
                 return
-            guesses, draft = self._draft(answer)
-            rows = self._decode([answer[-1], *draft])
+            guesses, draft, resumed = self._draft(answer)
+            rows = self._decode([answer[-1], *draft], resumed)
 
     def _draw(self, answer: list[int], rows: np.ndarray, draft: Sequence[int]) -> list[Choice]:
         """Append tokens to `answer`, one for each row as long as the draft before it was right."""
@@ -240,21 +265,22 @@ class Verifier:
         for pace, guess in zip(self.paces, guesses, strict=False):
             pace.learn(guess, drawn)
 
-    def _draft(self, answer: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-        """(every drafter's guess, the tokens to verify: those of the first that is worth it)."""
+    def _draft(self, answer: Sequence[int]) -> tuple[list[list[int]], list[int], bool]:
+        """(every drafter's guess, what to verify of the first that is worth it, its `resumed`)."""
         guesses: list[list[int]] = []
-        draft: list[int] = []
+        draft, resumed = [], False
         for pace in self.paces:
             most = 0 if draft else self.limit - len(answer) - 1
             guess, worth = pace.propose(answer, most)
             guesses.append(guess)
-            draft = draft or guess[:worth]
-        return guesses, draft
+            if worth:
+                draft, resumed = guess[:worth], pace.drafter.resumed
+        return guesses, draft, resumed
 
-    def _decode(self, ids: list[int]) -> np.ndarray:
+    def _decode(self, ids: list[int], resumed: bool) -> np.ndarray:
         started = time.perf_counter()
         rows = self.session.decode(ids)
-        self.learned.observe(len(ids), time.perf_counter() - started)
+        self.learned.observe(len(ids), time.perf_counter() - started, resumed)
         self.tally.calls += 1
         return rows
 

@@ -1,6 +1,7 @@
 """The graph itself: every weight once, every norm fused, nothing lost in the small print."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export(write_model(path / "model", SHAPE), path / "bundle")
 
 
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of `If` branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from nodes(attribute.g)
+
+
 def test_each_weight_is_stored_once_and_used_by_every_pass(bundle: Bundle) -> None:
     graph = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph
-    codes = [n.input[1] for n in graph.node if n.op_type == "MatMulNBits"]
+    codes = [n.input[1] for n in nodes(graph) if n.op_type == "MatMulNBits"]
     uses = Counter(name.split(".layers")[0] for name in codes)
     assert uses["model.L_module"] == 6 * 4 * SHAPE.layers
     assert uses["model.H_module"] == 2 * 4 * SHAPE.layers
@@ -35,7 +44,7 @@ def test_each_weight_is_stored_once_and_used_by_every_pass(bundle: Bundle) -> No
 
 def test_norms_and_additions_are_all_fused(bundle: Bundle) -> None:
     graph = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph
-    kinds = Counter(node.op_type for node in graph.node)
+    kinds = Counter(node.op_type for node in nodes(graph))
     passes = 8
     assert kinds["SkipSimplifiedLayerNormalization"] == passes * (2 * SHAPE.layers + 1)
     assert kinds["GroupQueryAttention"] == passes * SHAPE.layers
@@ -110,3 +119,13 @@ def test_max_seq_len_bounds_the_tables(tmp_path: Path, shared_checkpoint: Path) 
     assert bundle.manifest.max_seq_len == 64
     with pytest.raises(HRMEdgeError, match="max_seq_len is 999, expected 2 to 256"):
         export(shared_checkpoint, tmp_path / "other", max_seq_len=999)
+
+
+def test_no_branch_holds_weights_or_hides_a_name(bundle: Bundle) -> None:
+    """ONNX Runtime packs a weight of the outer graph once, however many branches use it."""
+    graph = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph
+    branches = [a.g for n in graph.node if n.op_type == "If" for a in n.attribute]
+    assert len(branches) == 2 * (SHAPE.H - 1)
+    assert not any(branch.initializer for branch in branches)
+    names = [name for node in nodes(graph) for name in node.output if name]
+    assert len(names) == len(set(names))

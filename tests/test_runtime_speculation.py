@@ -113,7 +113,7 @@ class Toy:
 class Guesser:
     """Proposes 1, 2, 1, 2, ... whatever came before."""
 
-    name, free, trust = "guesser", True, 1.0
+    name, free, resumed, trust = "guesser", True, False, 1.0
 
     def propose(self, answer: Sequence[int], most: int) -> list[int]:
         return [1 + i % 2 for i in range(most)]
