@@ -1,0 +1,87 @@
+/**
+ * Assembles the static page: the server's page, the runtime and a bundle in one directory.
+ *
+ *     node web_demo/build.mjs BUNDLE SITE
+ */
+import { createHash } from "node:crypto";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const HERE = dirname(fileURLToPath(import.meta.url));
+const PAGE = join(HERE, "..", "runtime", "page.html");
+const OWN = [
+  "local.js",
+  "worker.mjs",
+  "hrm_edge.mjs",
+  "bundle.mjs",
+  "errors.mjs",
+  "sampling.mjs",
+  "session.mjs",
+];
+const VENDOR = [
+  "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
+  "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+  "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+];
+const SERVER_ONLY = ["key", "history"]; // settings that mean nothing here
+const SCRIPT = "<script>";
+
+function page() {
+  const html = readFileSync(PAGE, "utf8");
+  const inline = [...html.matchAll(/<(script|style)>(.*?)<\/\1>/gs)].map(([, tag, body]) => [
+    tag,
+    body,
+  ]);
+  const hidden = SERVER_ONLY.map((name) => `.row:has(#set-${name})`).join(", ");
+  const style = `${hidden} { display: none; } #empty button { margin-top: 0.5rem; }`;
+  const hashes = (wanted) =>
+    [...inline, ["style", style]]
+      .filter(([tag]) => tag === wanted)
+      .map(([, body]) => `'sha256-${createHash("sha256").update(body).digest("base64")}'`)
+      .join(" ");
+  const policy = [
+    "default-src 'none'",
+    `script-src 'self' 'wasm-unsafe-eval' ${hashes("script")}`,
+    `style-src ${hashes("style")}`,
+    "connect-src 'self'",
+    "worker-src 'self' blob:",
+    "img-src data:",
+    "base-uri 'none'",
+    "form-action 'none'",
+  ].join("; ");
+  const meta = `<meta http-equiv="Content-Security-Policy" content="${policy}">`;
+  if (html.split(SCRIPT).length !== 2) throw new Error(`${PAGE} has not exactly one ${SCRIPT}`);
+  return html
+    .replace("<head>\n", () => `<head>\n${meta}\n`)
+    .replace("</head>", () => `<style>${style}</style>\n</head>`)
+    .replace(SCRIPT, () => `<script src="local.js"></script>\n${SCRIPT}`);
+}
+
+function build(bundle, site) {
+  if (existsSync(site) && readdirSync(site).length) throw new Error(`${site} is there already`);
+  const manifest = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
+  mkdirSync(join(site, "vendor"), { recursive: true });
+  writeFileSync(join(site, "index.html"), page());
+  for (const name of OWN) cpSync(join(HERE, name), join(site, name));
+  for (const path of VENDOR) {
+    cpSync(join(HERE, "node_modules", path), join(site, "vendor", path.split("/").at(-1)));
+  }
+  for (const name of ["manifest.json", ...Object.keys(manifest.files)]) {
+    cpSync(join(bundle, name), join(site, "bundle", name));
+  }
+  const files = readdirSync(site, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => relative(site, join(entry.parentPath, entry.name)))
+    .sort();
+  const hash = createHash("sha256");
+  for (const file of files) hash.update(file).update(readFileSync(join(site, file)));
+  const worker = readFileSync(join(HERE, "sw.js"), "utf8")
+    .replace("VERSION", hash.digest("hex").slice(0, 16))
+    .replace("FILES = []", `FILES = ${JSON.stringify(["./", ...files])}`);
+  writeFileSync(join(site, "sw.js"), worker);
+}
+
+const [bundle, site] = process.argv.slice(2);
+if (!site) throw new Error("usage: node build.mjs BUNDLE SITE");
+build(bundle, site);
