@@ -11,11 +11,19 @@ import click
 @click.option(
     "-t", "--target", type=click.Choice(["onnx", "gguf"]), default="onnx", show_default=True
 )
-@click.option("--bits", default=4, show_default=True, help="Of the stacks' linears: 4, 8 or 32.")
+@click.option(
+    "--bits", default=4, show_default=True, help="Of the stacks' linears: 4, 8, or 32 for none."
+)
 @click.option("--group-size", default=128, show_default=True, help="Weights that share a scale.")
 @click.option("--head-bits", default=8, show_default=True, help="Of the output head: 4, 8 or 32.")
 @click.option("--embedding-bits", default=4, show_default=True, help="Of the table: 4, 8 or 32.")
 @click.option("--kv-bits", default=8, show_default=True, help="Of the KV cache: 32, 8 or 4.")
+@click.option(
+    "--dtype",
+    default="fp32",
+    show_default=True,
+    help="Of activations: fp32, or fp16 (16 bits, not 32).",
+)
 @click.option("--type", "gguf_type", default="q4_0", show_default=True, help="Of a GGUF's tensors.")
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
@@ -30,6 +38,7 @@ def command(
     head_bits: int,
     embedding_bits: int,
     kv_bits: int,
+    dtype: str,
     gguf_type: str,
     max_seq_len: int | None,
     revision: str | None,
@@ -48,6 +57,7 @@ def command(
         head_bits=head_bits,
         embedding_bits=embedding_bits,
         kv_bits=kv_bits,
+        dtype=dtype,
         gguf_type=gguf_type,
         max_seq_len=max_seq_len,
         revision=revision,

@@ -25,6 +25,7 @@ def export(
     head_bits: int = 8,
     embedding_bits: int = 4,
     kv_bits: int = 8,
+    dtype: str = "fp32",
     gguf_type: str = "q4_0",
     max_seq_len: int | None = None,
     revision: str | None = None,
@@ -33,15 +34,15 @@ def export(
 ) -> Bundle:
     """Convert a checkpoint directory, Hugging Face id or GGUF file into a bundle at `out`.
 
-    The bits and the group size are those of `Recipe` and concern ONNX; `gguf_type` names the type
-    of a GGUF's tensors. `max_seq_len` bounds prompt and answer together, in tokens (default: what
+    Bits, group size and dtype are those of `Recipe` and concern ONNX; `gguf_type` names the type of
+    a GGUF's tensors. `max_seq_len` bounds prompt and answer together, in tokens (default: what
     the model allows). Raises HRMEdgeError for anything amiss with the checkpoint, the options or
     the disk; `out` is then as it was.
     """
     if target == "onnx":
         from .target_onnx import write_onnx
 
-        recipe = Recipe(bits, group_size, head_bits, embedding_bits, kv_bits)
+        recipe = Recipe(bits, group_size, head_bits, embedding_bits, kv_bits, dtype)
         write = partial(write_onnx, recipe=recipe)
     elif target == "gguf":
         from .target_gguf import write_gguf

@@ -4,8 +4,8 @@ One graph serves prefill, decode and the checking of drafts. Inputs are `input_i
 `attention_mask` [1, past + S] and, for each cache slot N, `past_key_values.N.key` and `.value`
 [1, heads, max_context, head_dim]; outputs are `logits` and `present.N.key`, `.value`, which may be
 the same buffers. The call with past = 0 is the prefix, bidirectional; every later call is causal.
-Logits are [1, S, V], or of the last positions alone if the optional input `logits_to_keep` says
-how many (0, its default, keeps all).
+Activations are float32 or float16, as the weights say; logits are float32 [1, S, V], or of the last
+positions alone if the optional input `logits_to_keep` says how many (0, its default, keeps all).
 
 Where the model has several H cycles, three more inputs are optional. `h_cycles` [1] says how many
 of them to run; the later ones are `If` branches over the same weights, which runtimes pack once.
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import DTypeLike
 from onnx_ir.tape import Tape
 
 from hrm_edge.config import HRMTextConfig
@@ -29,9 +30,14 @@ from .onnx_weights import Weights
 
 MS = "com.microsoft"
 OPSETS = {"": 21, MS: 1}
-KV_DTYPES = {32: ir.DataType.FLOAT, 8: ir.DataType.INT8, 4: ir.DataType.UINT8}
+KV_DTYPES = {
+    32: ir.DataType.FLOAT,
+    16: ir.DataType.FLOAT16,
+    8: ir.DataType.INT8,
+    4: ir.DataType.UINT8,
+}
 STATES = ("z_H", "z_L")
-MASKED = -1e9
+MASKED = -3e4  # float16 holds it
 ACCURACY_INT8 = 4  # MatMulNBits: activations are quantized to int8, block by block
 
 
@@ -67,6 +73,9 @@ class _Graph(Tape):
 
     def __init__(self, config: HRMTextConfig, weights: Weights, kv_bits: int) -> None:
         super().__init__()
+        dtype = weights.arrays["ones"].dtype
+        assert dtype is not None
+        self.dtype = dtype  # of activations
         self.config, self.weights, self.kv_bits = config, weights, kv_bits
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
@@ -102,7 +111,7 @@ class _Graph(Tape):
         value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self.outputs.append(value)
 
-    def constant(self, name: str, array: object, dtype: type = np.int64) -> ir.Value:
+    def constant(self, name: str, array: object, dtype: DTypeLike = np.int64) -> ir.Value:
         if name not in self._constants:
             tensor = ir.tensor(np.array(array, dtype), name=name)
             self._constants[name] = self.initializer(tensor)
@@ -148,8 +157,9 @@ def _call(g: _Graph, ids: ir.Value, mask: ir.Value) -> _Call:
         query = g.std("Unsqueeze", g.std("Range", past, total, one), axis1)
         key = g.std("Unsqueeze", g.std("Range", zero, total, one), axis0)
         allowed = g.std("Or", g.std("LessOrEqual", key, query), first)
-        shut = g.constant("masked", MASKED, np.float32)
-        bias = g.std("Where", allowed, g.constant("open", 0, np.float32), shut)
+        floats = g.dtype.numpy()
+        shut = g.constant("masked", MASKED, floats)
+        bias = g.std("Where", allowed, g.constant("open", 0, floats), shut)
         bias = g.std("Unsqueeze", bias, g.constant("axes01", [0, 1]))
     int32 = ir.DataType.INT32
     last = g.std("Unsqueeze", g.cast(g.std("Sub", total, one), int32), axis0)
@@ -159,8 +169,8 @@ def _call(g: _Graph, ids: ir.Value, mask: ir.Value) -> _Call:
 def _embed(g: _Graph, ids: ir.Value) -> ir.Value:
     """Token embeddings [1, S, D], scaled; quantized tables hold the scale in their scales."""
     table = g.weights.linears["model.embed_tokens.weight"]
-    if table.bits == 32:
-        scale = g.constant("embedding_scale", g.config.embedding_scale, np.float32)
+    if table.bits >= 16:
+        scale = g.constant("embedding_scale", g.config.embedding_scale, g.dtype.numpy())
         return g.std("Mul", g.std("Gather", table.values, ids), scale)
     return g.ms(
         "GatherBlockQuantized",
@@ -193,7 +203,7 @@ def _first_cycle(g: _Graph, call: _Call, ids: ir.Value) -> tuple[ir.Value, ir.Va
     """(z_H, z_L) of all ids after the first cycle, which those that were drafted skip."""
     axis0, axis1, axis2 = (g.constant(f"axis{i}", [i]) for i in range(3))
     width = g.config.hidden_size
-    empty = np.zeros((1, 0, width), np.float32)
+    empty = np.zeros((1, 0, width), g.dtype.numpy())
     drafted = [g.optional(f"drafted_{name}", empty, [1, "drafted", width]) for name in STATES]
     done = g.std("Slice", g.std("Shape", drafted[0]), axis1, axis2, axis0)  # [1] P
     bias = g.std("Slice", call.bias, done, call.length, axis2) if call.bias is not None else None
@@ -202,7 +212,7 @@ def _first_cycle(g: _Graph, call: _Call, ids: ir.Value) -> tuple[ir.Value, ir.Va
     both = zip(drafted, fresh, strict=True)
     z_h, z_l = (g.op("Concat", pair, {"axis": 1}) for pair in both)
     for name, state in zip(STATES, (z_h, z_l), strict=True):
-        g.output(state, f"first_{name}", ir.DataType.FLOAT, [1, "sequence", width])
+        g.output(state, f"first_{name}", g.dtype, [1, "sequence", width])
     return z_h, z_l
 
 
@@ -273,7 +283,7 @@ def _grouped_query_attention(
     g.past |= {name: g.input(f"past_key_values.{name}", dtype, shape) for name in names}
     past = [g.past[name] for name in names]
     scales, attributes = [], {}
-    if g.kv_bits < 32:
+    if g.kv_bits < 16:
         projection = name + "attn.gqkv_proj.weight"
         scales = [None, arrays[projection + ".k_scale"], arrays[projection + ".v_scale"]]
         attributes = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
@@ -310,7 +320,7 @@ def _mlp(g: _Graph, name: str, x: ir.Value) -> ir.Value:
 def _linear(g: _Graph, x: ir.Value, name: str) -> ir.Value:
     """x [1, S, K] times the transposed weight [N, K]."""
     weight = g.weights.linears[name]
-    if weight.bits == 32:
+    if weight.bits >= 16:
         return g.ms(
             "FusedMatMul",
             x,
@@ -337,4 +347,6 @@ def _logits(g: _Graph, call: _Call, z_h: ir.Value) -> None:
     start = g.std("Where", g.std("Equal", keep, zero), zero, g.std("Sub", call.length, keep))
     kept = g.std("Slice", z_h, start, call.length, last_axis)
     logits = _linear(g, kept, "lm_head.weight")
+    if g.dtype != ir.DataType.FLOAT:
+        logits = g.cast(logits, ir.DataType.FLOAT)
     g.output(logits, "logits", ir.DataType.FLOAT, [1, "kept", g.config.vocab_size])

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from hrm_edge.errors import HRMEdgeError
+
 from .quantize import Quantized, quantize
 
 PAGE = 4096  # tensors of a page or more start on one, so that a runtime can map each of them
@@ -14,7 +16,7 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Weight:
-    """The initializers of a linear or table [N, K]: float32 values, or codes and their scales."""
+    """The initializers of a linear or table [N, K]: values as they are, or codes and scales."""
 
     shape: tuple[int, int]
     bits: int
@@ -39,10 +41,13 @@ class Weights:
 
 
 class WeightFile:
-    """Appends arrays to one data file and returns initializers that point into it."""
+    """Appends arrays to one data file and returns initializers that point into it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    float32 arrays are stored as `dtype`.
+    """
+
+    def __init__(self, path: Path, dtype: str = "float32") -> None:
+        self.path, self.dtype = path, np.dtype(dtype)
         self._file = path.open("wb")
 
     def __enter__(self) -> "WeightFile":
@@ -51,8 +56,13 @@ class WeightFile:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def array(self, name: str, array: np.ndarray) -> ir.Value:
-        """Append `array` and return it as the initializer `name`."""
+    def array(self, name: str, array: np.ndarray, exact: bool = False) -> ir.Value:
+        """Append `array` and return it as the initializer `name`; `exact` keeps float32 as such.
+
+        Raises HRMEdgeError if a value is too large for the file's dtype.
+        """
+        if array.dtype == np.float32 and not exact:
+            array = _cast(name, array, self.dtype)
         alignment = PAGE if array.nbytes >= PAGE else LINE
         self._file.write(b"\0" * (-self._file.tell() % alignment))
         offset = self._file.tell()
@@ -70,7 +80,7 @@ class WeightFile:
     ) -> Weight:
         """Append a linear's float32 [N, K] weight with `bits`; codes and scales `kept` as such."""
         n, k = weight.shape
-        if bits == 32:
+        if bits >= 16:
             return Weight((n, k), bits, group_size, self.array(name, weight))
         quantized = Quantized(*kept) if kept else quantize(weight, bits, group_size)
         codes = self.array(name + ".codes", quantized.codes)
@@ -80,7 +90,7 @@ class WeightFile:
     def table(self, name: str, weight: np.ndarray, scale: float, bits: int, group: int) -> Weight:
         """Append an embedding [V, D]; quantized, its rows are `scale` times the weight's."""
         v, d = weight.shape
-        if bits == 32:
+        if bits >= 16:
             return Weight((v, d), bits, group, self.array(name, weight))
         quantized = quantize(weight, bits, group)
         codes = quantized.codes.reshape(v, -1)[:, : d * bits // 8]
@@ -93,7 +103,7 @@ class WeightFile:
     ) -> tuple[Weight, Weight]:
         """Head and embedding over one table [V, D]; their scales differ, their codes are shared."""
         v, d = weight.shape
-        if bits == 32:
+        if bits >= 16:
             both = self.table(name, weight, scale, bits, group)
             return both, both
         quantized = quantize(weight, bits, group)
@@ -118,3 +128,11 @@ class WeightFile:
         )
         kind, dims = ir.TensorType(dtype), ir.Shape(shape)
         return ir.Value(name=name, shape=dims, type=kind, const_value=tensor)
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype, copy=False)
+    if not np.isfinite(cast).all():
+        raise HRMEdgeError(f"{name}: holds {np.abs(array).max():g}, too large for {dtype}")
+    return cast

@@ -4,20 +4,17 @@ from dataclasses import dataclass
 
 from hrm_edge.errors import HRMEdgeError
 
-CHOICES = {
-    "bits": (4, 8, 32),
-    "group_size": (16, 32, 64, 128, 256),
-    "head_bits": (4, 8, 32),
-    "embedding_bits": (4, 8, 32),
-    "kv_bits": (4, 8, 32),
-}
+GROUP_SIZES = (16, 32, 64, 128, 256)
+DTYPES = {"fp32": ("float32", 32), "fp16": ("float16", 16)}  # numpy's name, bits
+QUANTIZABLE = ("bits", "head_bits", "embedding_bits", "kv_bits")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Bits of the stacks' linears, of head, embedding and KV cache; 32 means float32.
+    """Bits of the stacks' linears, of head, embedding and KV cache: 4, 8, or those of `dtype`.
 
-    `group_size` weights along a row share a scale. Raises HRMEdgeError for any other value.
+    `group_size` weights along a row share a scale. `dtype`, fp32 or fp16, is that of activations,
+    scales, and whatever is not quantized. Raises HRMEdgeError for any other value.
     """
 
     bits: int = 4
@@ -25,10 +22,20 @@ class Recipe:
     head_bits: int = 8
     embedding_bits: int = 4
     kv_bits: int = 8
+    dtype: str = "fp32"
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
+        if self.dtype not in DTYPES:
+            raise HRMEdgeError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        allowed = dict.fromkeys(QUANTIZABLE, (4, 8, DTYPES[self.dtype][1]))
+        for name, values in (allowed | {"group_size": GROUP_SIZES}).items():
             value = getattr(self, name)
-            if value not in allowed:
-                known = ", ".join(map(str, allowed))
-                raise HRMEdgeError(f"{name} is {value!r}, expected one of {known}")
+            if value not in values:
+                known = ", ".join(map(str, values))
+                with_dtype = f" with dtype {self.dtype}" if name in allowed else ""
+                raise HRMEdgeError(f"{name} is {value!r}, expected one of {known}{with_dtype}")
+
+    @property
+    def numpy_dtype(self) -> str:
+        """`dtype` by numpy's name."""
+        return DTYPES[self.dtype][0]

@@ -31,7 +31,7 @@ def write_onnx(checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len
     config = checkpoint.config
     if config.head_dim % 8:
         raise HRMEdgeError(f"head_dim is {config.head_dim}; the ONNX target needs a multiple of 8")
-    with WeightFile(out / DATA) as file:
+    with WeightFile(out / DATA, recipe.numpy_dtype) as file:
         weights = _store(checkpoint, file, recipe, max_seq_len)
     ir.save(build_model(config, weights, recipe.kv_bits), out / MODEL)
     copy_tokenizer(checkpoint.path, out)
@@ -41,7 +41,9 @@ def write_onnx(checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len
     Manifest(
         target="onnx",
         model=config,
-        quantization=Quantization(recipe.bits, recipe.group_size, recipe.head_bits, table.bits),
+        quantization=Quantization(
+            recipe.bits, recipe.group_size, recipe.head_bits, table.bits, recipe.numpy_dtype
+        ),
         kv_cache=KVCache.of(config, recipe.kv_bits),
         max_seq_len=max_seq_len,
         eos_token_ids=checkpoint.eos_token_ids(),
@@ -63,12 +65,12 @@ def _store(checkpoint: Checkpoint, file: WeightFile, recipe: Recipe, max_seq_len
             bits = recipe.head_bits if name == HEAD else recipe.bits
             kept = checkpoint.codes(name, bits, recipe.group_size)
             weights.linears[name] = file.weight(name, tensor, bits, recipe.group_size, kept)
-            if "gqkv" in name and recipe.kv_bits < 32:
+            if "gqkv" in name and recipe.kv_bits < 16:
                 for part, scale in zip(
                     "kv", kv_scales(config, tensor, recipe.kv_bits), strict=True
                 ):
                     key = f"{name}.{part}_scale"
-                    weights.arrays[key] = file.array(key, scale)
+                    weights.arrays[key] = file.array(key, scale, exact=True)
     return weights
 
 
@@ -92,7 +94,7 @@ def _tables(
     bits, group, scale = recipe.embedding_bits, recipe.group_size, config.embedding_scale
     if not config.tie_word_embeddings:
         return {EMBEDDING: file.table(EMBEDDING, tensor, scale, bits, group)}
-    if recipe.head_bits < 32:
+    if recipe.head_bits < 16:
         group = _dividing(group, config.hidden_size)
     head, table = file.tied(EMBEDDING, tensor, scale, recipe.head_bits, group)
     return {HEAD: head, EMBEDDING: table}

@@ -28,12 +28,16 @@ PROMPT_FORMAT = {
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the weights are stored. Bits of 32 mean float32; group_size weights share a scale."""
+    """How the weights are stored; group_size of them share a scale.
+
+    Bits of 32 or 16 mean `dtype`, which activations and scales have too.
+    """
 
     bits: int
     group_size: int
     head_bits: int
     embedding_bits: int
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ class KVCache:
     """The cache that a session allocates: `slots` K,V pairs of [heads, max_context, head_dim]."""
 
     bits: int
-    dtype: str  # of a stored element: float32, int8, or uint8 holding two 4-bit values
+    dtype: str  # of a stored element: float32, float16, int8, or uint8 holding two 4-bit values
     slots: int
     bytes_per_token: int
 
     @classmethod
     def of(cls, config: HRMTextConfig, bits: int) -> "KVCache":
-        """The cache of `config` with values of 32, 8 or 4 bits."""
-        dtype = {32: "float32", 8: "int8", 4: "uint8"}[bits]
+        """The cache of `config` with values of 32, 16, 8 or 4 bits."""
+        dtype = {32: "float32", 16: "float16", 8: "int8", 4: "uint8"}[bits]
         values = 2 * config.cache_slots * config.attention_size
         return cls(bits, dtype, config.cache_slots, values * bits // 8)
 

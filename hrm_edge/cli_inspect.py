@@ -69,14 +69,14 @@ def _architecture(config: HRMTextConfig) -> dict[str, Any]:
 
 def weight_bytes_per_token(config: HRMTextConfig, quantization: Quantization) -> int:
     """Bytes of weights that decoding one token reads: each stack once a pass, and the head."""
-    per_stack = _stored(config.parameters["L"], quantization.bits, quantization.group_size)
-    head = config.vocab_size * config.hidden_size
-    head = _stored(head, quantization.head_bits, quantization.group_size)
+    per_stack = _stored(config.parameters["L"], quantization.bits, quantization)
+    head = _stored(config.vocab_size * config.hidden_size, quantization.head_bits, quantization)
     return len(config.passes) * per_stack + head
 
 
-def _stored(weights: int, bits: int, group_size: int) -> int:
-    scales = 0 if bits == 32 else 4 * weights // group_size
+def _stored(weights: int, bits: int, quantization: Quantization) -> int:
+    each = 2 if quantization.dtype == "float16" else 4
+    scales = 0 if bits >= 16 else each * weights // quantization.group_size
     return weights * bits // 8 + scales
 
 

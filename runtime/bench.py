@@ -186,7 +186,7 @@ def as_markdown(results: Sequence[Result]) -> str:
 
 
 def _identity(r: Result) -> list[str]:
-    name = f"{r.model} int{r.bits} kv{r.kv_bits}" if r.bits < 32 else f"{r.model} kv{r.kv_bits}"
+    name = f"{r.model} int{r.bits} kv{r.kv_bits}" if r.bits < 16 else f"{r.model} kv{r.kv_bits}"
     size, parameters = f"{r.model_size / 2**20:.2f} MiB", f"{r.model_n_params / 1e6:.2f} M"
     return [name, size, parameters, "onnxruntime", str(r.n_threads or "auto")]
 
