@@ -7,7 +7,8 @@ Each client draws again and again from: a whole answer, a stream, a stream left 
 request left while it waits, malformed JSON, a body too large, a field out of range, a wrong key,
 a body that stops half-way, and a stream read slowly. A status other than the expected ones, a
 stream without its end, or a request that hangs is counted as wrong. At the end every accepted
-request must be accounted for. Prints one line of memory per interval, or JSON with --json.
+request must be accounted for. Prints a report in JSON (on one line with --json); --plot draws its
+memory curve.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 BUSY = 429
@@ -251,6 +254,23 @@ async def outcomes(run: Stress) -> dict[str, int]:
     return found
 
 
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draw the server's anonymous memory over the run as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(
+        title=f"hrm-edge serve under {report['clients']} rough clients, {report['seconds']:.0f} s",
+        xlabel="seconds",
+        ylabel="anonymous memory, MiB",
+    )
+    seconds, sizes = zip(*report["anonymous_mib"], strict=True)
+    axes.plot(seconds, sizes, color="tab:blue")
+    axes.set_ylim(0, 1.2 * max(sizes))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 async def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -261,6 +281,7 @@ async def main() -> None:
     parser.add_argument("--every", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path, help="a PNG of the memory curve")
     options = parser.parse_args()
     run = Stress(options.url, options.key, options.seed)
     await run.run(options.clients, options.seconds, options.every)
@@ -276,6 +297,8 @@ async def main() -> None:
         "wrong": run.wrong[:20],
         "anonymous_mib": [[round(t), round(size / 2**20, 1)] for t, size in run.memory],
     }
+    if options.plot:
+        plot(report, options.plot)
     print(json.dumps(report) if options.json else json.dumps(report, indent=1))
 
 
