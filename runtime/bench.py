@@ -59,6 +59,7 @@ class Result:
     group_size: int
     kv_bits: int
     h_cycles: int
+    provider: str
     n_threads: int
     test: str
     n_prompt: int
@@ -87,6 +88,7 @@ class Bench:
         tests: Sequence[Test],
         threads: int | None,
         h_cycles: int | None = None,
+        provider: str = "cpu",
     ) -> "Bench":
         """Load `path` with as much context as `tests` need. Raises HRMEdgeError."""
         bundle = Bundle.open(path)
@@ -97,7 +99,7 @@ class Bench:
                 f"the tests need {context} tokens of context, {path} has {manifest.max_seq_len}; "
                 "use a smaller -p, -n or -d"
             )
-        session = open_session(bundle, threads, context, h_cycles)
+        session = open_session(bundle, threads, context, h_cycles, provider)
         facts = {
             "model": path.resolve().name,
             "model_size": sum(file.size for file in manifest.files.values()),
@@ -106,6 +108,7 @@ class Bench:
             "group_size": manifest.quantization.group_size,
             "kv_bits": manifest.kv_cache.bits,
             "h_cycles": h_cycles or manifest.model.H_cycles,
+            "provider": provider,
             "n_threads": threads or default_threads() or 0,
         }
         return cls(session, facts, manifest.model.vocab_size)
@@ -188,7 +191,8 @@ def as_markdown(results: Sequence[Result]) -> str:
 def _identity(r: Result) -> list[str]:
     name = f"{r.model} int{r.bits} kv{r.kv_bits}" if r.bits < 16 else f"{r.model} kv{r.kv_bits}"
     size, parameters = f"{r.model_size / 2**20:.2f} MiB", f"{r.model_n_params / 1e6:.2f} M"
-    return [name, size, parameters, "onnxruntime", str(r.n_threads or "auto")]
+    backend = "onnxruntime" if r.provider == "cpu" else f"onnxruntime {r.provider}"
+    return [name, size, parameters, backend, str(r.n_threads or "auto")]
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -41,6 +41,7 @@ class Numbers(click.ParamType):
 @click.option("-r", "--repetitions", default=5, show_default=True)
 @click.option("-t", "--threads", type=int, help="Default: one per physical performance core.")
 @click.option("--h-cycles", type=int, help="Run so many H cycles.")
+@click.option("--provider", default="cpu", show_default=True, help="What computes: cpu, cuda, ...")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md")
 @click.option("--no-warmup", is_flag=True, help="Count the first run of a test as well.")
 @click.option("--sustained", type=float, metavar="MINUTES", help="Decode that long; see it slow.")
@@ -53,6 +54,7 @@ def command(
     repetitions: int,
     threads: int | None,
     h_cycles: int | None,
+    provider: str,
     output: str,
     no_warmup: bool,
     sustained: float | None,
@@ -71,7 +73,7 @@ def command(
         if not tests:
             raise HRMEdgeError("--sustained decodes; give -n more than 0")
     with status("loading the bundle"):
-        bench = Bench.open(bundle, tests, threads, h_cycles)
+        bench = Bench.open(bundle, tests, threads, h_cycles, provider)
     if sustained is not None:
         _sustain(bench, tests[0], sustained, output, plot)
         return

@@ -46,6 +46,9 @@ LOADING = (
     click.option("-c", "--max-context", type=int, help="Tokens of prompt and answer to hold."),
     click.option("--draft", metavar="BUNDLE|self", help="What drafts; self is its first H cycle."),
     click.option("--h-cycles", type=int, help="Run so many H cycles: faster, less able."),
+    click.option(
+        "--provider", default="cpu", show_default=True, help="What computes: cpu, cuda, ..."
+    ),
     click.option("--verify", is_flag=True, help="Hash the bundle's files before use."),
     click.option("--strict", is_flag=True, help="Refuse a bundle that may not fit into memory."),
 )
@@ -59,6 +62,7 @@ class Loading:
     max_context: int | None
     draft: str | None
     h_cycles: int | None
+    provider: str
     verify: bool
     strict: bool
 
@@ -67,7 +71,8 @@ class Loading:
         from .engine import load
         from .fit import shortage
 
-        if not self.strict and (short := shortage(path, self.max_context)):
+        checked = not self.strict and self.provider == "cpu"
+        if checked and (short := shortage(path, self.max_context)):
             click.echo(f"Warning: {short}", err=True)
         with status("loading the bundle"):
             return load(
@@ -78,6 +83,7 @@ class Loading:
                 draft=self.draft,
                 strict=self.strict,
                 h_cycles=self.h_cycles,
+                provider=self.provider,
             )
 
 

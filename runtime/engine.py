@@ -309,6 +309,7 @@ def load(
     draft: str | Path | None = None,
     strict: bool = False,
     h_cycles: int | None = None,
+    provider: str = "cpu",
 ) -> Model:
     """Load a bundle. `threads` None leaves the choice to the engine (one per physical core).
 
@@ -316,21 +317,22 @@ def load(
     `draft` is a smaller bundle with the same tokenizer that drafts tokens for this one, or "self":
     then the model's own first H cycle drafts. `strict` refuses what by estimate will not fit into
     memory with its context full. `h_cycles` runs only so many H cycles, at a loss of quality.
+    `provider` names what ONNX Runtime computes with: cpu, cuda or what else is installed.
     Raises HRMEdgeError if a bundle is damaged, cannot be run here, or does not fit.
     """
     if threads is not None:
         in_range("threads", threads, threads >= 1, "1 or more")
     bundle = Bundle.open(Path(path), verify)
-    if strict and (short := shortage(bundle.path, max_context)):
+    if strict and provider == "cpu" and (short := shortage(bundle.path, max_context)):
         raise HRMEdgeError(short)
     tokenizer = _tokenizer(bundle)
     template = read_chat_template(bundle.path)
-    session = open_session(bundle, threads, max_context, h_cycles)
+    session = open_session(bundle, threads, max_context, h_cycles, provider)
     drafter = None
     if draft == SELF:
         drafter = _own_first_cycle(session, bundle.path)
     elif draft is not None:
-        drafter = load(draft, threads=threads, verify=verify)
+        drafter = load(draft, threads=threads, verify=verify, provider=provider)
         _same_tokenizer(Path(path), Path(draft))
     manifest = at_depth(bundle, h_cycles).manifest
     vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids

@@ -14,7 +14,7 @@ from hrm_edge.errors import HRMEdgeError
 CPU = "cpu"
 _SUFFIX = "ExecutionProvider"
 _RECORD = "session.record_ep_graph_assignment_info"
-_PACKAGES = {"cuda": "onnxruntime-gpu"}  # on PyPI, in onnxruntime's place and of its version
+_PACKAGES = {"cuda": "onnxruntime-gpu[cuda,cudnn]"}  # on PyPI; takes onnxruntime's place
 _DEVICES = {"cuda": "cuda"}  # where a provider keeps its tensors, as OrtValue calls it; else "cpu"
 
 
@@ -30,7 +30,7 @@ def check(name: str, manifest: Manifest) -> None:
         have = f"onnxruntime {ort.__version__} here has {', '.join(installed)}"
         if name not in _short(ort.get_all_providers()):
             raise HRMEdgeError(f"provider is {name!r}, unknown to onnxruntime; {have}")
-        raise HRMEdgeError(f"provider {name} is not installed: {have}{_hint(name)}")
+        raise HRMEdgeError(f"provider {name} is not installed: {have}{_package(name)}")
     if name == "cuda":
         _check_cuda(manifest)
 
@@ -62,24 +62,25 @@ def open_graph(path: str, options: ort.SessionOptions, name: str) -> ort.Inferen
     session = ort.InferenceSession(path, options, providers=[_full(name), _full(CPU)])
     if session.get_providers()[0] != _full(name):
         raise HRMEdgeError(
-            f"provider {name} is installed but cannot start (driver, libraries or device are "
-            f"missing; ONNX Runtime's message is above){_hint(name)}"
+            f"provider {name} is installed but cannot start: its device, driver or libraries are "
+            f"missing (ONNX Runtime's message is above){_package(name)}"
         )
     if all(part.ep_name == _full(CPU) for part in session.get_provider_graph_assignment_info()):
         raise HRMEdgeError(f"provider {name} takes no part of this bundle; use --provider cpu")
     return session
 
 
-def _hint(name: str) -> str:
+def _package(name: str) -> str:
+    """How to come by a provider and its libraries, where PyPI has them."""
     if name not in _PACKAGES:
         return ""
-    package = f"{_PACKAGES[name]}[{name},cudnn]=={ort.__version__}"
-    return f"; pip uninstall onnxruntime, then pip install '{package}'"
+    package = f"'{_PACKAGES[name]}=={ort.__version__}'"
+    return f"; it comes with pip uninstall onnxruntime, then pip install {package}"
 
 
 def _full(name: str) -> str:
-    names = {**dict(zip(_short(known := ort.get_all_providers()), known, strict=True))}
-    return names[name]
+    known = ort.get_all_providers()
+    return known[_short(known).index(name)]
 
 
 def _short(names: list[str]) -> list[str]:

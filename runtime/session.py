@@ -54,19 +54,24 @@ class Session(Protocol):
 
 
 def open_session(
-    bundle: Bundle, threads: int | None, max_context: int | None, h_cycles: int | None = None
+    bundle: Bundle,
+    threads: int | None,
+    max_context: int | None,
+    h_cycles: int | None = None,
+    provider: str = "cpu",
 ) -> Session:
     """A session over `bundle`. Raises HRMEdgeError if it cannot be run or does not fit.
 
-    `h_cycles` is the number of H cycles to run, the first ones, if not all.
+    `h_cycles` is the number of H cycles to run, the first ones, if not all; `provider` is the
+    short name of an ONNX Runtime execution provider.
     """
     bundle = at_depth(bundle, h_cycles)
     manifest = bundle.manifest
-    length = _context(bundle, max_context)
+    length = _context(bundle, max_context, memory.available() if provider == "cpu" else None)
     if manifest.target == "onnx":
         from .session_onnx import OnnxSession
 
-        return OnnxSession(bundle.path, manifest, length, threads, h_cycles)
+        return OnnxSession(bundle.path, manifest, length, threads, h_cycles, provider)
     raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
 
 
@@ -81,14 +86,16 @@ def at_depth(bundle: Bundle, h_cycles: int | None) -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, kv_cache=cache))
 
 
-def _context(bundle: Bundle, asked: int | None) -> int:
-    """The tokens to make room for: as asked, else all that the bundle allows and memory holds."""
+def _context(bundle: Bundle, asked: int | None, room: int | None) -> int:
+    """The tokens to make room for: as asked, else all that the bundle allows and memory holds.
+
+    `room` are the bytes that can be had, if that is known.
+    """
     most, per_token = bundle.manifest.max_seq_len, bundle.manifest.kv_cache.bytes_per_token
     if asked is not None and not 2 <= asked <= most:
         raise HRMEdgeError(
             f"max_context is {asked}, expected 2 to {most} (the bundle's max_seq_len)"
         )
-    room = memory.available()
     if asked is None:
         return most if room is None else max(2, largest_context(bundle.manifest, room))
     fits = most if room is None else max(2, room // per_token)

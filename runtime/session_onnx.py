@@ -5,7 +5,6 @@ token ids and logits; nothing of text, sampling or stopping.
 """
 
 import ctypes
-import mmap
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import onnxruntime as ort
 from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
 
+from . import providers
+from .kv_cache import kv_buffers
 from .session import Cancelled
 from .threads import default_threads
 
@@ -33,13 +34,16 @@ class OnnxSession:
         max_context: int,
         threads: int | None = None,
         h_cycles: int | None = None,
+        provider: str = providers.CPU,
     ) -> None:
         """Load `path`/model.onnx with room for `max_context` tokens, to run `h_cycles` of its own.
 
-        Raises HRMEdgeError if ONNX Runtime refuses the model, or the graph another depth.
+        Raises HRMEdgeError if ONNX Runtime refuses the model or lacks `provider`, or the graph
+        another depth.
         """
+        providers.check(provider, manifest)
         self.manifest, self.max_context, self.length = manifest, max_context, 0
-        self._session = _load(path / "model.onnx", threads)
+        self._session = _load(path / "model.onnx", threads, provider)
         self._h_cycles = h_cycles or manifest.model.H_cycles
         optional = [value.name for value in self._session.get_overridable_initializers()]
         self._flexible = H_CYCLES in optional
@@ -48,9 +52,10 @@ class OnnxSession:
                 f"{path}: its graph always runs all {manifest.model.H_cycles} H cycles, not "
                 f"{self._h_cycles}; export the checkpoint again"
             )
-        self._cache = _Cache(manifest, max_context)
+        self._cache = kv_buffers(manifest, max_context, provider)
         self._binding, self._drafting = self._bound(), self._bound()
-        self._drafted = _Drafted([], [np.empty((0, manifest.model.hidden_size), np.float32)] * 2)
+        dtype = manifest.quantization.dtype
+        self._drafted = _Drafted([], [np.empty((0, manifest.model.hidden_size), dtype)] * 2)
         self._mask = np.ones((1, max_context), np.int64)
         self._running = ort.RunOptions()
         self.prefix: list[int] = []
@@ -101,14 +106,13 @@ class OnnxSession:
         return logits
 
     def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
-        """The prefix's last logits [V] and its cache [2 * slots, heads, tokens, width], a view."""
-        return self._prefix_logits, self._cache.view[:, :, : len(self.prefix)]
+        """The prefix's last logits [V] and its cache [2 * slots, heads, tokens, width]."""
+        return self._prefix_logits, self._cache.read(len(self.prefix))
 
     def set_prefix_state(self, prefix: list[int], logits: np.ndarray, cache: np.ndarray) -> None:
         """Take over what `prefix_state` gave, as if `prefix` had just been read."""
-        room = self._cache.view[:, :, : len(prefix)]
-        assert (cache.shape, cache.dtype) == (room.shape, room.dtype), (cache.shape, room.shape)
-        room[:] = cache
+        assert cache.shape[2] == len(prefix), (cache.shape, len(prefix))
+        self._cache.write(cache)
         self.prefix, self._prefix_logits = list(prefix), logits
         self._move_to(len(prefix))
 
@@ -196,46 +200,14 @@ class _Drafted:
         return self.first(same)
 
 
-class _Cache:
-    """The KV buffers: one anonymous mapping, whose pages the system commits when first written."""
-
-    def __init__(self, manifest: Manifest, max_context: int) -> None:
-        model, cache = manifest.model, manifest.kv_cache
-        width = model.head_dim // 2 if cache.bits == 4 else model.head_dim
-        self.shape = (1, model.num_attention_heads, max_context, width)
-        self.dtype = np.dtype(cache.dtype)
-        self.slots = cache.slots
-        self._buffer_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
-        try:
-            self._memory = mmap.mmap(-1, 2 * self.slots * self._buffer_bytes)
-        except (OSError, OverflowError) as error:
-            size = 2 * self.slots * self._buffer_bytes / 2**30
-            raise HRMEdgeError(
-                f"a KV cache for {max_context} tokens takes {size:.1f} GiB, more than can be had "
-                f"({error}); use a smaller max_context"
-            ) from None
-        self._array = np.frombuffer(self._memory, np.uint8)
-        shape = (2 * self.slots, *self.shape[1:])
-        self.view = self._array.view(self.dtype).reshape(
-            shape
-        )  # [2 * slots, heads, context, width]
-
-    def bind(self, binding: ort.IOBinding) -> None:
-        address = self._array.ctypes.data
-        for slot in range(self.slots):
-            for part in ("key", "value"):
-                buffer = ("cpu", 0, self.dtype, self.shape, address)
-                binding.bind_input(f"past_key_values.{slot}.{part}", *buffer)
-                binding.bind_output(f"present.{slot}.{part}", *buffer)
-                address += self._buffer_bytes
-
-
-def _load(path: Path, threads: int | None) -> ort.InferenceSession:
+def _load(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or default_threads() or 0
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = providers.open_graph(str(path), options, provider)
+    except HRMEdgeError:
+        raise
     except Exception as error:  # onnxruntime's exceptions share no public base
         reason = str(error).strip().splitlines()[0]
         raise HRMEdgeError(

@@ -68,9 +68,12 @@ def test_nothing_but_logits_and_kv_scales_is_float32(
     graph = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph
     floats = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT}
     assert floats and all(name.endswith(("k_scale", "v_scale")) for name in floats)
-    assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    kinds = {output.name: output.type.tensor_type.elem_type for output in graph.output}
+    assert kinds["logits"] == onnx.TensorProto.FLOAT
     assert bundle.manifest.quantization.dtype == "float16"
-    assert load(bundle.path).generate("Hi", max_tokens=3).tokens
+    plain, drafted = load(bundle.path, threads=1), load(bundle.path, threads=1, draft="self")
+    answers = [model.generate("Hi there", max_tokens=12).tokens for model in (plain, drafted)]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(
