@@ -44,13 +44,13 @@ class OnnxSession:
         providers.check(provider, manifest)
         self.manifest, self.max_context, self.length = manifest, max_context, 0
         self._session = _load(path / "model.onnx", threads, provider)
-        self._h_cycles = h_cycles or manifest.model.H_cycles
+        self.h_cycles = h_cycles or manifest.model.H_cycles
         optional = [value.name for value in self._session.get_overridable_initializers()]
         self._flexible = H_CYCLES in optional
-        if self._h_cycles < manifest.model.H_cycles and not self._flexible:
+        if self.h_cycles < manifest.model.H_cycles and not self._flexible:
             raise HRMEdgeError(
                 f"{path}: its graph always runs all {manifest.model.H_cycles} H cycles, not "
-                f"{self._h_cycles}; export the checkpoint again"
+                f"{self.h_cycles}; export the checkpoint again"
             )
         self._cache = kv_buffers(manifest, max_context, provider)
         self._binding, self._drafting = self._bound(), self._bound()
@@ -89,7 +89,7 @@ class OnnxSession:
     @property
     def can_draft(self) -> bool:
         """Whether `draft` may be called: the graph can stop after the first of several cycles."""
-        return self._flexible and self._h_cycles > 1
+        return self._flexible and self.h_cycles > 1
 
     def draft(self, ids: Sequence[int]) -> np.ndarray:
         """Read `ids`, behind those drafted before, through the first H cycle alone.
@@ -97,7 +97,7 @@ class OnnxSession:
         Logits [len(ids), V] of the state it leaves. The next `decode` spares the drafted ids it
         begins with that cycle; the others are forgotten, as are all at a rewind.
         """
-        assert self.can_draft and self.length > 0, (self._h_cycles, self.length)
+        assert self.can_draft and self.length > 0, (self.h_cycles, self.length)
         past = self.length + len(self._drafted.ids)
         inputs = self._depth(1, self._drafted.first(0))
         outputs = (LOGITS, *(f"first_{name}" for name in STATES))
@@ -125,7 +125,7 @@ class OnnxSession:
 
     def _run(self, ids: Sequence[int], keep: int) -> np.ndarray:
         inputs = {"logits_to_keep": np.array([keep], np.int64)}
-        inputs |= self._depth(self._h_cycles, self._drafted.shared_with(ids))
+        inputs |= self._depth(self.h_cycles, self._drafted.shared_with(ids))
         (logits,) = self._call(self._binding, self.length, ids, inputs, (LOGITS,))
         self._move_to(self.length + len(ids))
         return logits
