@@ -3,6 +3,7 @@
  *
  *     node web_demo/node.mjs BUNDLE PROMPT [--wasm]
  */
+import { webcrypto } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -11,6 +12,8 @@ import { parseArgs } from "node:util";
 import { Tokenizer } from "@huggingface/tokenizers";
 
 import { HRMEdgeError, load } from "./hrm_edge.mjs";
+
+globalThis.crypto ??= webcrypto; // Node 18 has it only there
 
 /** Load the bundle in `directory`. */
 export async function loadDirectory(directory, { wasm = false } = {}) {
