@@ -47,6 +47,10 @@ def test_yaml_changes_a_preset(tmp_path: Path) -> None:
         ("run: {batch_tokens: 1000}", "run.batch_tokens is 1000, expected a multiple of"),
         ("model: {heads: 3}", "model.heads is 3, expected to split 256 into even heads"),
         ("optimizer: {bp_min: 1}", "optimizer.bp_min is 1, expected 2 or more"),
+        (
+            "model: {H_cycles: 1}\noptimizer: {early_exit: 0.5}",
+            "optimizer.early_exit is 0.5, expected 0 with H_cycles 1",
+        ),
         ("model: 3", "model is 3, expected a section of keys"),
         ("preset: XXL", "preset is 'XXL', expected one of tiny"),
         ("- 1", "expected keys and values, found list"),

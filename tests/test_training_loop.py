@@ -199,6 +199,30 @@ def test_fine_tuning_starts_from_a_checkpoint(
     assert (tmp_path / "run/checkpoint/tokenizer.json").read_bytes() == tokenizer
 
 
+def test_an_early_exit_is_learned_where_it_is_asked_for(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    honest = loop.outcome
+
+    def watched(model: HRMText, rows: Rows, horizon: int | None, early: bool) -> Outcome:
+        result = honest(model, rows, horizon, early)
+        assert (result.early is not None) == early
+        with torch.no_grad():
+            first = honest(model, rows, horizon, True).early
+        assert first is not None
+        seen.append(first.mean().item())
+        return result
+
+    monkeypatch.setattr(loop, "outcome", watched)
+    for weight in (0.0, 1.0):
+        config = replace(TINY, optimizer=replace(TINY.optimizer, early_exit=weight))
+        train(config, data, tmp_path / f"run{weight}", start=run / "checkpoint", quiet=True)
+    without, learned = seen[:12], seen[12:]
+    assert without[0] == pytest.approx(learned[0])
+    assert learned[-1] < 0.7 * without[-1] and learned[-1] < learned[0]
+
+
 def test_lora_changes_the_projections_and_nothing_else(
     run: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -219,8 +243,8 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
 ) -> None:
     honest, calls = loop.outcome, []
 
-    def broken(model: HRMText, rows: Rows, horizon: int | None) -> Outcome:
-        result = honest(model, rows, horizon)
+    def broken(model: HRMText, rows: Rows, horizon: int | None, early: bool) -> Outcome:
+        result = honest(model, rows, horizon, early)
         calls.append(1)
         return replace(result, losses=result.losses * (float("nan") if len(calls) == 6 else 1))
 

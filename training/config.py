@@ -63,6 +63,7 @@ class OptimizerSettings:
     bp_min: int = 2
     bp_max: int = 5
     bp_warmup: float = 0.2  # share of the steps over which the horizon grows
+    early_exit: float = 0.0  # weight of the loss after the first H cycle alone; 0 = off
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,8 @@ def check_config(config: TrainConfig, where: str) -> TrainConfig:
         _fail(where, "run.batch_tokens", run.batch_tokens, expected)
     if not 2 <= config.optimizer.bp_min <= config.optimizer.bp_max:
         _fail(where, "optimizer.bp_min", config.optimizer.bp_min, "2 or more, at most bp_max")
+    if config.optimizer.early_exit and model.H_cycles == 1:
+        _fail(where, "optimizer.early_exit", config.optimizer.early_exit, "0 with H_cycles 1")
     return config
 
 

@@ -207,11 +207,15 @@ class Run:
         local = torch.tensor([len(rows.select)], device=rows.ids.device, dtype=torch.float64)
         targets = self.world.total(local.clone())
         sums = torch.zeros(4, device=rows.ids.device, dtype=torch.float64)
+        weight = self.config.optimizer.early_exit
         for micro in _micro_batches(rows, self.config.run.micro_rows):
             with self._autocast():
-                result = outcome(self.model, micro, horizon)
+                result = outcome(self.model, micro, horizon, early=weight > 0)
+            loss = result.losses.sum()
+            if result.early is not None:
+                loss = loss + weight * result.early.sum()
             # FSDP averages gradients over the processes, and this loss is a sum over all of them
-            (result.losses.sum() * (self.world.size / targets.item())).backward()
+            (loss * (self.world.size / targets.item())).backward()
             found = (result.losses.detach().sum(), len(result.losses), result.hits.sum())
             sums += torch.tensor([*found, micro.used], device=sums.device, dtype=torch.float64)
         return self.world.total(sums)

@@ -1,6 +1,7 @@
 """The loss: cross-entropy of the supervised next tokens, summed, so that any split adds up."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +14,31 @@ from .packing import Rows, attention_mask
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of n supervised positions: flat indices into the rows, losses (fp32), hits (bool)."""
+    """Of n supervised positions: flat indices into the rows, losses (fp32), hits (bool).
+
+    `early` are the losses after the first H cycle alone, if they were asked for.
+    """
 
     select: Tensor
     losses: Tensor
     hits: Tensor
+    early: Tensor | None = None
 
 
-def outcome(model: HRMText, rows: Rows, bp_passes: int | None = None) -> Outcome:
-    """Run packed rows and score every supervised position; the head runs on those only."""
-    select = rows.select
-    mask = attention_mask(rows, model.config.prefix_lm)
-    logits = model(
-        rows.ids, mask=mask, positions=rows.positions, bp_passes=bp_passes, select=select
-    )
+def outcome(
+    model: HRMText, rows: Rows, bp_passes: int | None = None, early: bool = False
+) -> Outcome:
+    """Run packed rows and score every supervised position; the head runs on those only.
+
+    `early` runs the first H cycle once more, with gradients through all of its passes: the horizon
+    of `bp_passes` reaches them late or never, and cutting it elsewhere would change the main loss.
+    """
+    select, mask = rows.select, attention_mask(rows, model.config.prefix_lm)
     targets = rows.targets.flatten()[select]
+    run = partial(model, rows.ids, mask=mask, positions=rows.positions, select=select)
+    logits = run(bp_passes=bp_passes)
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
     with torch.no_grad():
         hits = logits.argmax(-1) == targets
-    return Outcome(select, losses, hits)
+    first = F.cross_entropy(run(h_cycles=1).float(), targets, reduction="none") if early else None
+    return Outcome(select, losses, hits, first)
