@@ -1,0 +1,205 @@
+package org.hrmedge.app.engine
+
+import ai.onnxruntime.OnnxJavaType
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtException
+import ai.onnxruntime.OrtLoggingLevel
+import ai.onnxruntime.OrtSession
+import java.io.File
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import java.nio.FloatBuffer
+import java.nio.LongBuffer
+import org.hrmedge.core.Bundle
+import org.hrmedge.core.Cancelled
+import org.hrmedge.core.Manifest
+import org.hrmedge.core.Problem
+import org.hrmedge.core.Session
+
+/** Memory for a cache of so many bytes, zeroed, outside of the Java heap. */
+fun interface CacheMemory {
+    fun allocate(bytes: Int): ByteBuffer
+}
+
+/**
+ * Executes an ONNX bundle over KV buffers that the graph writes in place.
+ *
+ * The model is loaded by its path, so that its weights are mapped and never enter the Java heap.
+ * Past and present of a slot are one tensor: bound as input and pinned as output. Throws
+ * [Problem] where ONNX Runtime refuses the model or memory runs out.
+ */
+class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, memory: CacheMemory) :
+    Session {
+    private val environment = OrtEnvironment.getEnvironment(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR)
+    private val vocabSize = bundle.manifest.architecture.vocabSize
+
+    /**
+     * How many positions' logits a call returns. The Java API takes no optional inputs, so this
+     * one is given as an initializer that lies in our memory and is changed between calls.
+     */
+    private val keep = longs(1)
+    private val kept = OnnxTensor.createTensor(environment, keep, longArrayOf(1))
+    private val session = load(File(bundle.directory, "model.onnx"), threads)
+    private val cache = KVTensors(environment, bundle.manifest, maxContext, memory)
+    private val mask = longs(maxContext).apply { while (hasRemaining()) put(1) }
+    private val ids = longs(maxContext)
+    private var logits = floats(vocabSize)
+    private var rows = listOf(FloatArray(vocabSize))
+
+    private val lock = Any()
+    private var cancelled = false
+    private var running: OrtSession.RunOptions? = null
+
+    override var length = 0
+        private set
+
+    override fun prefill(ids: IntArray): FloatArray {
+        length = 0
+        return run(ids, keep = 1)[0]
+    }
+
+    override fun decode(ids: IntArray): List<FloatArray> {
+        check(length > 0) { "decode before prefill" }
+        return run(ids, keep = ids.size)
+    }
+
+    override fun rewind(n: Int) {
+        check(n in 0 until length) { "$n of $length" }
+        length -= n
+    }
+
+    override fun cancel() = synchronized(lock) {
+        cancelled = true
+        running?.setTerminate(true) ?: Unit
+    }
+
+    override fun resume() = synchronized(lock) { cancelled = false }
+
+    override fun close() {
+        session.close()
+        cache.close()
+        kept.close()
+    }
+
+    /** Logits of the last [keep] of [tokens]. */
+    private fun run(tokens: IntArray, keep: Int): List<FloatArray> {
+        val total = length + tokens.size
+        check(tokens.isNotEmpty() && total <= maxContext) { "$length + ${tokens.size} of $maxContext" }
+        ids.clear()
+        for (token in tokens) ids.put(token.toLong())
+        makeRoom(keep)
+        this.keep.put(0, keep.toLong())
+        call(tokens.size, total, keep)
+        length = total
+        logits.rewind()
+        for (row in 0 until keep) logits.get(rows[row])
+        return rows.subList(0, keep)
+    }
+
+    private fun call(size: Int, total: Int, keep: Int) {
+        val options = begin()
+        try {
+            tensor(ids, size).use { inputIds ->
+                tensor(mask, total).use { attentionMask ->
+                    tensor(logits, keep).use { result ->
+                        val own = mapOf("input_ids" to inputIds, "attention_mask" to attentionMask)
+                        val outputs = cache.present + ("logits" to result)
+                        session.run(cache.past + own, emptySet(), outputs, options).close()
+                    }
+                }
+            }
+        } catch (error: OrtException) {
+            if (synchronized(lock) { cancelled }) throw Cancelled()
+            throw Problem("The model failed (${error.message?.lineSequence()?.first()}).")
+        } finally {
+            synchronized(lock) { running = null }
+            options.close()
+        }
+    }
+
+    private fun begin(): OrtSession.RunOptions = synchronized(lock) {
+        if (cancelled) throw Cancelled()
+        OrtSession.RunOptions().also { running = it }
+    }
+
+    /** Buffers for logits grow with the longest draft and stay. */
+    private fun makeRoom(keep: Int) {
+        if (rows.size >= keep) return
+        logits = floats(keep * vocabSize)
+        rows = List(keep) { FloatArray(vocabSize) }
+    }
+
+    private fun tensor(buffer: LongBuffer, size: Int): OnnxTensor {
+        buffer.position(0).limit(size)
+        return OnnxTensor.createTensor(environment, buffer, longArrayOf(1, size.toLong()))
+    }
+
+    private fun tensor(buffer: FloatBuffer, rows: Int): OnnxTensor {
+        buffer.position(0).limit(rows * vocabSize)
+        val shape = longArrayOf(1, rows.toLong(), vocabSize.toLong())
+        return OnnxTensor.createTensor(environment, buffer, shape)
+    }
+
+    private fun load(model: File, threads: Int): OrtSession {
+        val options = OrtSession.SessionOptions()
+        return try {
+            options.setIntraOpNumThreads(threads)
+            options.addInitializer("logits_to_keep", kept)
+            environment.createSession(model.path, options)
+        } catch (error: OrtException) {
+            val reason = error.message?.lineSequence()?.first()
+            throw Problem("ONNX Runtime ${environment.version} cannot load the model ($reason).")
+        } finally {
+            options.close()
+        }
+    }
+}
+
+/** Two tensors `[1, heads, context, width]` for each slot, over memory that stays where it is. */
+private class KVTensors(
+    environment: OrtEnvironment,
+    manifest: Manifest,
+    context: Int,
+    memory: CacheMemory,
+) : AutoCloseable {
+    val past = HashMap<String, OnnxTensor>()
+    val present = HashMap<String, OnnxTensor>()
+
+    init {
+        val bits = manifest.cache.bits
+        val heads = manifest.architecture.heads
+        val width = manifest.architecture.headDim / if (bits == 4) 2 else 1
+        val bytes = heads.toLong() * context * width * if (bits == 32) 4 else 1
+        val shape = longArrayOf(1, heads.toLong(), context.toLong(), width.toLong())
+        if (bytes > Int.MAX_VALUE) throw tooLarge(context)
+        try {
+            for (slot in 0 until manifest.cache.slots) {
+                for (part in listOf("key", "value")) {
+                    val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())
+                    val tensor = OnnxTensor.createTensor(environment, buffer, shape, TYPES.getValue(bits))
+                    past["past_key_values.$slot.$part"] = tensor
+                    present["present.$slot.$part"] = tensor
+                }
+            }
+        } catch (_: OutOfMemoryError) {
+            close()
+            throw tooLarge(context)
+        }
+    }
+
+    override fun close() = past.values.forEach(OnnxTensor::close)
+
+    private fun tooLarge(context: Int) =
+        Problem("There is no memory for a context of $context tokens; choose a shorter one.")
+
+    private companion object {
+        val TYPES = mapOf(32 to OnnxJavaType.FLOAT, 8 to OnnxJavaType.INT8, 4 to OnnxJavaType.UINT8)
+    }
+}
+
+private fun longs(size: Int): LongBuffer =
+    ByteBuffer.allocateDirect(8 * size).order(ByteOrder.nativeOrder()).asLongBuffer()
+
+private fun floats(size: Int): FloatBuffer =
+    ByteBuffer.allocateDirect(4 * size).order(ByteOrder.nativeOrder()).asFloatBuffer()

@@ -1,0 +1,201 @@
+package org.hrmedge.app.engine
+
+import java.io.File
+import java.nio.ByteBuffer
+import kotlin.concurrent.thread
+import kotlin.io.path.createTempDirectory
+import kotlin.test.Test
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertTrue
+import org.hrmedge.core.Benchmark
+import org.hrmedge.core.Bundle
+import org.hrmedge.core.Cancelled
+import org.hrmedge.core.Finish
+import org.hrmedge.core.Manifest
+import org.hrmedge.core.Memory
+import org.hrmedge.core.Settings
+import org.hrmedge.core.Stop
+import org.hrmedge.core.TestFiles
+import org.hrmedge.core.TokenEngine
+import org.hrmedge.core.ints
+import org.hrmedge.core.objects
+import org.hrmedge.core.problem
+import org.hrmedge.core.readTokenizer
+
+/** The engine of the app over real bundles, by the AAR's classes and JNI library. */
+class OnnxEngineTest {
+    private val heap = CacheMemory(ByteBuffer::allocateDirect)
+
+    private fun engine(
+        bundle: Bundle = TestFiles.bundle(8),
+        context: Int = 512,
+        manifest: Manifest = bundle.manifest,
+    ): TokenEngine {
+        val session = OnnxSession(bundle, context, threads = 1, memory = heap)
+        return TokenEngine(manifest, session, readTokenizer(File(bundle.directory, "tokenizer.json")))
+    }
+
+    /** hrm-tiny as if nothing ended an answer. */
+    private fun endless(): TokenEngine =
+        TestFiles.bundle(8).let { engine(it, manifest = it.manifest.copy(ends = emptySet())) }
+
+    private fun TokenEngine.ask(question: String, settings: Settings = Settings(), stop: Stop = Stop()) =
+        answer(question, settings, stop) {}
+
+    @Test
+    fun givesTheGoldenAnswersTokenByTokenAndWithDrafts() {
+        val most = TestFiles.golden.getInt("max_tokens")
+        for (bits in listOf(32, 8)) {
+            engine(TestFiles.bundle(bits)).use { engine ->
+                for (vector in TestFiles.golden.getJSONArray("vectors").objects()) {
+                    val prefix = vector.getJSONArray("ids").ints()
+                    val expected = vector.getJSONObject("answers").getJSONArray("$bits").ints().toList()
+                    for (speculate in listOf(false, true)) {
+                        val settings = Settings(maxTokens = most, speculate = speculate)
+                        val answer = engine.answer(prefix, settings, Stop()) {}
+                        assertEquals(expected, answer.tokens, "KV $bits, drafts $speculate: ${vector.getString("prompt")}")
+                    }
+                }
+            }
+        }
+    }
+
+    @Test
+    fun streamsWhatItAnswers() = engine().use { engine ->
+        val pieces = ArrayList<String>()
+        val answer = engine.answer("Spell this word backward: PURAQUE", Settings(), Stop()) { pieces.add(it) }
+        assertEquals("EUQARUP", answer.text)
+        assertEquals(answer.text, pieces.joinToString(""))
+        assertTrue(pieces.size > 1)
+        assertEquals(Finish.END, answer.finish)
+        assertEquals(answer.tokens.size, answer.stats.answerTokens)
+        assertTrue(answer.stats.ttft > 0 && answer.stats.prefillTps > 0 && answer.stats.decodeTps > 0)
+    }
+
+    @Test
+    fun draftsSaveCalls() = endless().use { engine ->
+        val one = engine.ask("Sort: 1, 1, 1, 1", Settings(maxTokens = 200, speculate = false))
+        val many = engine.ask("Sort: 1, 1, 1, 1", Settings(maxTokens = 200))
+        assertEquals(199, one.stats.calls)
+        assertTrue(many.stats.calls < 199 && many.stats.accepted > 0, "${many.stats}")
+    }
+
+    @Test
+    fun aSeedRepeatsAnAnswer() = engine().use { engine ->
+        val settings = Settings(temperature = 1.5, seed = 3, maxTokens = 20)
+        val first = engine.ask("Calculate 4 - 1", settings)
+        assertEquals(first.tokens, engine.ask("Calculate 4 - 1", settings).tokens)
+    }
+
+    @Test
+    fun aLongAnswerEndsWithTheContext() = endless().use { engine ->
+        val answer = engine.ask("Calculate 1 + 1", Settings(maxTokens = 10_000))
+        assertEquals(Finish.LENGTH, answer.finish)
+        assertEquals(512, answer.stats.promptTokens + answer.stats.answerTokens)
+    }
+
+    @Test
+    fun memoryDoesNotGrowOverTwoThousandTokens() = endless().use { engine ->
+        fun tokens(count: Int) {
+            var done = 0
+            while (done < count) done += engine.ask("Calculate 1 + 1", Settings(maxTokens = 480)).tokens.size
+        }
+        tokens(1000)
+        val (heapBefore, before) = held()
+        tokens(2000)
+        val (heapAfter, after) = held()
+        assertTrue(heapAfter - heapBefore < 1 shl 20, "heap $heapBefore to $heapAfter")
+        // the JVM's own pages (collector, compiled code) come and go; a KV cache leaked is 2 MiB
+        assertTrue(after - before < 8 shl 20, "native $before to $after")
+    }
+
+    /** (Java heap in use, anonymous memory) in bytes, after collecting. */
+    private fun held(): Pair<Long, Long> {
+        repeat(3) { System.gc() }
+        val runtime = Runtime.getRuntime()
+        return runtime.totalMemory() - runtime.freeMemory() to Memory.now()!!.anonymous
+    }
+
+    @Test
+    fun stopEndsAnAnswerWithinOneToken() = engine().use { engine ->
+        val question = "Sort these numbers in ascending order: 75, 4, 40, 96"
+        val settings = Settings(speculate = false)
+        assertTrue(engine.ask(question, settings).tokens.size > 10)
+        val stop = Stop()
+        var shown = 0
+        val answer = engine.answer(question, settings, stop) {
+            if (++shown == 3) thread { stop.request() }.join()
+        }
+        assertEquals(Finish.STOPPED, answer.finish)
+        assertEquals(3, answer.tokens.size)
+        assertEquals("4, 40, 75, 96", engine.ask(question, settings).text)
+    }
+
+    @Test
+    fun stopEndsACallUnderWay() {
+        val bundle = TestFiles.bundle(8)
+        OnnxSession(bundle, 512, 1, heap).use { session ->
+            val ids = IntArray(512) { 20 + it % 50 }
+            val waiting = thread {
+                Thread.sleep(5)
+                session.cancel()
+            }
+            val ended = runCatching { repeat(10_000) { session.prefill(ids) } }.exceptionOrNull()
+            waiting.join()
+            assertTrue(ended is Cancelled, "$ended")
+            session.resume()
+            session.prefill(ids)
+        }
+    }
+
+    @Test
+    fun stopBeforeTheBeginningEndsAtOnce() = engine().use { engine ->
+        val stop = Stop().apply { request() }
+        val answer = engine.ask("Calculate 1 + 1", stop = stop)
+        assertEquals(Finish.STOPPED, answer.finish)
+        assertTrue(answer.tokens.isEmpty())
+    }
+
+    @Test
+    fun aQuestionThatDoesNotFitIsRefused() = engine(context = 16).use { engine ->
+        assertContains(problem { engine.ask("Calculate 1 + 1 + 1 + 1 + 1 + 1 + 1") }, "shorten")
+        assertEquals("3", engine.ask("Calculate 2 + 1").text)
+    }
+
+    @Test
+    fun aModelThatIsNoneIsAProblem() {
+        val copy = createTempDirectory("bundle").toFile()
+        try {
+            TestFiles.bundle(8).directory.copyRecursively(copy, overwrite = true)
+            val model = File(copy, "model.onnx")
+            model.writeBytes(ByteArray(model.length().toInt()) { 7 })
+            assertContains(problem { engine(Bundle.open(copy)) }, "cannot load the model")
+            File(copy, "model.onnx.data").delete()
+            assertContains(problem { engine(Bundle.open(copy)) }, "model.onnx.data is missing")
+        } finally {
+            copy.deleteRecursively()
+        }
+    }
+
+    @Test
+    fun aCacheThatMemoryRefusesIsAProblem() {
+        val none = CacheMemory { throw OutOfMemoryError("none") }
+        assertContains(problem { OnnxSession(TestFiles.bundle(8), 512, 1, none) }, "choose a shorter one")
+    }
+
+    @Test
+    fun theBenchmarkMeasuresAndCanBeStopped() {
+        OnnxSession(TestFiles.bundle(8), 64, 1, heap).use { session ->
+            val progress = ArrayList<Double>()
+            val benchmark = Benchmark(session, vocabSize = 512)
+            val measured = benchmark.run(32, 16, 3, Stop()) { progress.add(it) }
+            assertEquals(listOf("pp32", "tg16"), measured.map { it.name })
+            assertTrue(measured.all { it.tokensPerSecond.size == 3 && it.median > 0 })
+            assertEquals(progress.sorted(), progress)
+            assertContains(problem { benchmark.run(65, 16, 1, Stop()) {} }, "room for 64")
+            problem { benchmark.run(32, 16, 1, Stop().apply { request() }) {} }
+            session.prefill(intArrayOf(20))
+        }
+    }
+}

@@ -1,0 +1,242 @@
+package org.hrmedge.core
+
+import java.io.File
+import java.io.InputStream
+import java.security.MessageDigest
+import org.json.JSONException
+import org.json.JSONObject
+
+/** The cache that a session allocates: [slots] K,V pairs of `[heads, context, width]` elements. */
+data class KVCache(val bits: Int, val slots: Int, val bytesPerToken: Long)
+
+/** A file of the bundle: its size in bytes and the hex digest of its content. */
+data class BundleFile(val size: Long, val sha256: String)
+
+/** The sizes of the network that memory and buffers depend on. */
+data class Architecture(
+    val vocabSize: Int,
+    val hiddenSize: Int,
+    val intermediateSize: Int,
+    val heads: Int,
+    val headDim: Int,
+)
+
+/** How text becomes a prefix: [start], the tokens of the conditions, the text, [end]. */
+data class PromptFormat(val start: String, val end: String, val conditions: Map<String, String>) {
+    /** The prefix for [text], special tokens spelled out. Throws [Problem] if there is no text. */
+    fun prefix(text: String, chosen: List<String>): String {
+        val body = text.trim { it.isWhitespace() || it == '\u0085' } // as Python's strip
+        if (body.isEmpty()) throw Problem("The question is empty; write something first.")
+        val tokens = chosen.map {
+            conditions[it] ?: throw Problem("This model knows no condition \"$it\".")
+        }
+        return start + tokens.joinToString("") + body + end
+    }
+}
+
+/** Everything that manifest.json says before a model file is opened; see docs/bundle.md. */
+data class Manifest(
+    val target: String,
+    val architecture: Architecture,
+    val bits: Int,
+    val cache: KVCache,
+    val maxSeqLen: Int,
+    val ends: Set<Int>,
+    val prompt: PromptFormat,
+    val files: Map<String, BundleFile>,
+) {
+    /** Bytes of all files together. */
+    val size: Long get() = files.values.sumOf { it.size }
+
+    companion object {
+        const val NAME = "manifest.json"
+        private const val FORMAT_VERSION = 1
+
+        /** Reads the text of a manifest. Throws [Problem] if it is odd or of a later version. */
+        fun parse(text: String): Manifest = try {
+            val raw = JSONObject(text)
+            val version = raw.getInt("format_version")
+            if (version != FORMAT_VERSION) {
+                throw Problem(
+                    "The bundle has format $version, this app reads $FORMAT_VERSION; " +
+                        if (version > FORMAT_VERSION) "update the app." else "export it again.",
+                )
+            }
+            read(raw)
+        } catch (error: JSONException) {
+            throw Problem("$NAME is damaged (${error.message}); copy or export the bundle again.")
+        }
+
+        private fun read(raw: JSONObject): Manifest {
+            val model = raw.getJSONObject("model")
+            val cache = raw.getJSONObject("kv_cache")
+            val prompt = raw.getJSONObject("prompt_format")
+            val files = raw.getJSONObject("files")
+            val ends = raw.getJSONArray("eos_token_ids")
+            return Manifest(
+                target = raw.getString("target"),
+                architecture = architecture(model),
+                bits = raw.getJSONObject("quantization").getInt("bits"),
+                cache = KVCache(
+                    bits = cache.getInt("bits"),
+                    slots = cache.getInt("slots"),
+                    bytesPerToken = cache.getLong("bytes_per_token"),
+                ),
+                maxSeqLen = raw.getInt("max_seq_len"),
+                ends = (0 until ends.length()).map { ends.getInt(it) }.toSet(),
+                prompt = PromptFormat(
+                    start = prompt.getString("start"),
+                    end = prompt.getString("end"),
+                    conditions = prompt.getJSONObject("conditions").let { conditions ->
+                        conditions.keyList().associateWith { conditions.getString(it) }
+                    },
+                ),
+                files = files.keyList().associateWith { name ->
+                    plainName(name)
+                    val file = files.getJSONObject(name)
+                    BundleFile(file.getLong("size"), file.getString("sha256"))
+                },
+            )
+        }
+
+        private fun architecture(model: JSONObject): Architecture {
+            val hidden = model.getInt("hidden_size")
+            val heads = model.getInt("num_attention_heads")
+            return Architecture(
+                vocabSize = model.getInt("vocab_size"),
+                hiddenSize = hidden,
+                intermediateSize = model.getInt("intermediate_size"),
+                heads = heads,
+                headDim = model.optInt("head_dim", hidden / heads),
+            )
+        }
+
+        private fun plainName(name: String) {
+            if (name.isEmpty() || name == ".." || name.any { it == '/' || it == '\\' }) {
+                throw Problem("$NAME names a file \"$name\" outside of the bundle; it is not safe.")
+            }
+        }
+    }
+}
+
+/** An opened bundle: the manifest was read and its files are there in full size. */
+class Bundle private constructor(val directory: File, val manifest: Manifest) {
+    /** Hashes every file. Throws [Problem] naming the first one whose content has changed. */
+    fun verify(progress: (Double) -> Unit = {}) {
+        var done = 0L
+        for ((name, expected) in manifest.files) {
+            val digest = Digest()
+            File(directory, name).inputStream().use { input ->
+                input.blocks { block, length ->
+                    digest.add(block, length)
+                    done += length
+                    progress(done.toDouble() / manifest.size)
+                }
+            }
+            if (digest.hex() != expected.sha256) throw altered(name)
+        }
+    }
+
+    companion object {
+        /** Opens [directory], checking the size of each file. Throws [Problem]. */
+        fun open(directory: File): Bundle {
+            val text = File(directory, Manifest.NAME)
+            if (!text.isFile) throw Problem("${directory.name} is no bundle: it has no ${text.name}.")
+            val manifest = Manifest.parse(text.readText())
+            for ((name, expected) in manifest.files) {
+                val file = File(directory, name)
+                if (!file.isFile) throw missing(name)
+                if (file.length() != expected.size) throw truncated(name, file.length(), expected.size)
+            }
+            return Bundle(directory, manifest)
+        }
+
+        /**
+         * Copies a bundle into [target], hashing on the way; nothing is left of one that fails.
+         *
+         * [source] opens a file of the bundle by its name, null if there is none. Throws [Problem].
+         */
+        fun import(
+            target: File,
+            freeSpace: Long,
+            source: (String) -> InputStream?,
+            progress: (Double) -> Unit = {},
+        ): Bundle {
+            val text = source(Manifest.NAME)?.use { it.readBytes().decodeToString() }
+                ?: throw Problem("The folder is no bundle: it has no ${Manifest.NAME}.")
+            val manifest = Manifest.parse(text)
+            if (manifest.size > freeSpace) {
+                throw Problem(
+                    "The bundle takes ${mebibytes(manifest.size)}, ${mebibytes(freeSpace)} are free; " +
+                        "make room first.",
+                )
+            }
+            val partial = File(target.parentFile, target.name + ".partial")
+            partial.deleteRecursively()
+            try {
+                partial.mkdirs()
+                copyFiles(manifest, partial, source, progress)
+                File(partial, Manifest.NAME).writeText(text)
+                target.deleteRecursively()
+                if (!partial.renameTo(target)) throw Problem("${target.name} cannot be stored.")
+            } finally {
+                partial.deleteRecursively()
+            }
+            return open(target)
+        }
+
+        private fun copyFiles(
+            manifest: Manifest,
+            into: File,
+            source: (String) -> InputStream?,
+            progress: (Double) -> Unit,
+        ) {
+            var done = 0L
+            for ((name, expected) in manifest.files) {
+                val digest = Digest()
+                val input = source(name) ?: throw missing(name)
+                val before = done
+                input.use {
+                    File(into, name).outputStream().use { output ->
+                        input.blocks { block, length ->
+                            output.write(block, 0, length)
+                            digest.add(block, length)
+                            done += length
+                            progress(done.toDouble() / manifest.size)
+                        }
+                    }
+                }
+                if (done - before != expected.size) throw truncated(name, done - before, expected.size)
+                if (digest.hex() != expected.sha256) throw altered(name)
+            }
+        }
+
+        private fun missing(name: String) =
+            Problem("$name is missing from the bundle; copy or export it again.")
+
+        private fun truncated(name: String, size: Long, expected: Long) =
+            Problem("$name has $size bytes instead of $expected; copy or export the bundle again.")
+
+        private fun altered(name: String) =
+            Problem("$name differs from what was exported; copy or export the bundle again.")
+    }
+}
+
+private class Digest {
+    private val sha256 = MessageDigest.getInstance("SHA-256")
+
+    fun add(block: ByteArray, length: Int) = sha256.update(block, 0, length)
+
+    fun hex(): String = sha256.digest().joinToString("") { "%02x".format(it) }
+}
+
+private inline fun InputStream.blocks(use: (ByteArray, Int) -> Unit) {
+    val block = ByteArray(1 shl 16)
+    while (true) {
+        val length = read(block)
+        if (length < 0) return
+        use(block, length)
+    }
+}
+
+private fun JSONObject.keyList(): List<String> = keys().asSequence().toList()

@@ -1,0 +1,77 @@
+package org.hrmedge.core
+
+import java.io.File
+import org.json.JSONArray
+import org.json.JSONException
+import org.json.JSONObject
+
+/** A question and its answer; [note] says how it was answered, for the user to read. */
+data class Exchange(val question: String, val answer: String, val note: String, val time: Long)
+
+/** The conversation, kept in a file over restarts. */
+class History(private val file: File) {
+    private val kept = ArrayList<Exchange>()
+
+    /** Oldest first. */
+    val exchanges: List<Exchange> get() = kept
+
+    init {
+        if (file.isFile) kept.addAll(read())
+    }
+
+    /** Appends [exchange] and saves. */
+    fun add(exchange: Exchange) {
+        kept.add(exchange)
+        save()
+    }
+
+    /** Forgets everything. */
+    fun clear() {
+        kept.clear()
+        save()
+    }
+
+    /**
+     * [question] after the earlier turns, as one text for a model without a chat template.
+     *
+     * HRM-Text was trained on single questions and never saw such a transcript.
+     */
+    fun transcript(question: String): String {
+        if (kept.isEmpty()) return question
+        val lines = kept.flatMap { listOf("User: " + it.question.trim(), "Assistant: " + it.answer.trim()) }
+        return (lines + ("User: " + question.trim()) + "Assistant:").joinToString("\n\n")
+    }
+
+    /** A damaged file is set aside, so that the app starts. */
+    private fun read(): List<Exchange> = try {
+        val raw = JSONArray(file.readText())
+        (0 until raw.length()).map { i ->
+            val row = raw.getJSONObject(i)
+            Exchange(
+                row.getString("question"),
+                row.getString("answer"),
+                row.getString("note"),
+                row.getLong("time"),
+            )
+        }
+    } catch (_: JSONException) {
+        file.renameTo(File(file.path + ".damaged"))
+        emptyList()
+    }
+
+    private fun save() {
+        val rows = JSONArray()
+        for (exchange in kept) {
+            rows.put(
+                JSONObject()
+                    .put("question", exchange.question)
+                    .put("answer", exchange.answer)
+                    .put("note", exchange.note)
+                    .put("time", exchange.time),
+            )
+        }
+        val partial = File(file.path + ".partial")
+        partial.writeText(rows.toString())
+        partial.renameTo(file)
+    }
+}

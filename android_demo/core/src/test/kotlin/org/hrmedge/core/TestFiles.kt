@@ -1,0 +1,22 @@
+package org.hrmedge.core
+
+import java.io.File
+import org.json.JSONArray
+import org.json.JSONObject
+
+/** Where the build leaves bundles and cases: hrm-tiny as kv32 and kv8, tokenizers with their ids. */
+object TestFiles {
+    val bundles = File(System.getProperty("hrmedge.bundles")!!)
+    val tokenizers = File(System.getProperty("hrmedge.tokenizers")!!)
+    val golden = JSONObject(File(System.getProperty("hrmedge.golden")!!).readText())
+
+    fun bundle(kvBits: Int): Bundle = Bundle.open(File(bundles, "kv$kvBits"))
+}
+
+fun JSONArray.ints(): IntArray = IntArray(length()) { getInt(it) }
+
+fun JSONArray.objects(): List<JSONObject> = (0 until length()).map { getJSONObject(it) }
+
+/** The message of the [Problem] that [work] throws. */
+fun problem(work: () -> Unit): String =
+    (runCatching(work).exceptionOrNull() as? Problem ?: error("no Problem was thrown")).message!!
