@@ -4,4 +4,4 @@ package org.hrmedge.core
 open class Problem(message: String) : Exception(message)
 
 /** The user stopped an answer. */
-class Cancelled : Problem("The answer was stopped.")
+class Cancelled : Problem("Stopped.")

@@ -1,0 +1,65 @@
+package org.hrmedge.app
+
+import android.app.ActivityManager
+import android.content.Context
+import android.os.Build
+import android.os.PowerManager
+import android.os.SharedMemory
+import android.system.ErrnoException
+import java.io.File
+import java.nio.ByteBuffer
+import org.hrmedge.app.engine.CacheMemory
+import org.hrmedge.core.Problem
+import org.hrmedge.core.mebibytes
+
+/** What this app asks of the device that it runs on. */
+class Device(private val context: Context) {
+    /** "Google Pixel 9, Android 16". */
+    val name: String = "${Build.MANUFACTURER} ${Build.MODEL}, Android ${Build.VERSION.RELEASE}"
+
+    /** Bytes that can still be taken before the system begins to kill apps. */
+    val availableMemory: Long
+        get() {
+            val manager = context.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager
+            val info = ActivityManager.MemoryInfo().also(manager::getMemoryInfo)
+            return (info.availMem - info.threshold).coerceAtLeast(0)
+        }
+
+    /** The number of fast cores: those with more than half the highest clock. */
+    val fastCores: Int by lazy {
+        val cores = Runtime.getRuntime().availableProcessors()
+        val clocks = (0 until cores).mapNotNull { core ->
+            val file = File("/sys/devices/system/cpu/cpu$core/cpufreq/cpuinfo_max_freq")
+            runCatching { file.readText().trim().toLong() }.getOrNull()
+        }
+        val fastest = clocks.maxOrNull() ?: return@lazy cores
+        clocks.count { 2 * it > fastest }
+    }
+
+    /** How hot the device feels, in a word; null before Android 10. */
+    fun thermalStatus(): String? {
+        if (Build.VERSION.SDK_INT < 29) return null
+        val manager = context.getSystemService(Context.POWER_SERVICE) as PowerManager
+        val names = context.resources.getStringArray(R.array.thermal)
+        return names.getOrNull(manager.currentThermalStatus)
+    }
+
+    /**
+     * Memory for the KV cache outside of the Java heap, committed by the system as it is written.
+     *
+     * Before Android 8.1 there is only the heap, and its limit bounds the context.
+     */
+    fun cacheMemory(): CacheMemory =
+        if (Build.VERSION.SDK_INT < 27) CacheMemory(ByteBuffer::allocateDirect) else CacheMemory(::share)
+
+    private fun share(bytes: Int): ByteBuffer = try {
+        val memory = SharedMemory.create("kv cache", bytes)
+        try {
+            memory.mapReadWrite() // stays mapped when the handle is closed
+        } finally {
+            memory.close()
+        }
+    } catch (error: ErrnoException) {
+        throw Problem("The system refuses ${mebibytes(bytes.toLong())} for the cache (${error.message}).")
+    }
+}

@@ -1,0 +1,33 @@
+package org.hrmedge.app.engine
+
+import java.io.File
+import org.hrmedge.core.Bundle
+import org.hrmedge.core.Engine
+import org.hrmedge.core.Problem
+import org.hrmedge.core.TokenEngine
+import org.hrmedge.core.fittingContext
+import org.hrmedge.core.readTokenizer
+
+/** What a session may take of this device. */
+data class Limits(val context: Int, val threads: Int, val memory: Long)
+
+/**
+ * Loads [bundle] with the engine that its target asks for. Throws [Problem].
+ *
+ * The context is shortened to what fits into the memory that is available.
+ */
+fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
+    val manifest = bundle.manifest
+    val context = fittingContext(manifest, minOf(limits.context, manifest.maxSeqLen), limits.memory)
+    return when (manifest.target) {
+        "onnx" -> {
+            val tokenizer = readTokenizer(File(bundle.directory, "tokenizer.json"))
+            val session = OnnxSession(bundle, context, limits.threads, cache)
+            TokenEngine(manifest, session, tokenizer)
+        }
+        "executorch" -> ExecuTorchEngine(bundle)
+        else -> throw Problem(
+            "This app runs onnx and executorch bundles, this one is for ${manifest.target}.",
+        )
+    }
+}

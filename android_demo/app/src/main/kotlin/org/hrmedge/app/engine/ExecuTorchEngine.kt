@@ -1,0 +1,115 @@
+package org.hrmedge.app.engine
+
+import java.io.File
+import org.hrmedge.core.Answer
+import org.hrmedge.core.Bundle
+import org.hrmedge.core.Engine
+import org.hrmedge.core.Finish
+import org.hrmedge.core.Manifest
+import org.hrmedge.core.Problem
+import org.hrmedge.core.Session
+import org.hrmedge.core.Settings
+import org.hrmedge.core.Stats
+import org.hrmedge.core.Stop
+import org.json.JSONObject
+import org.pytorch.executorch.extension.llm.LlmCallback
+import org.pytorch.executorch.extension.llm.LlmModule
+
+/**
+ * Answers by ExecuTorch's own runner, which tokenizes, samples and counts by itself.
+ *
+ * It knows a temperature and no other sampling setting. The context is the program's.
+ */
+class ExecuTorchEngine(private val bundle: Bundle) : Engine {
+    override val manifest: Manifest = bundle.manifest
+    override val maxContext: Int = manifest.maxSeqLen
+    override val session: Session? = null
+
+    private var module: LlmModule? = null
+    private var temperature = Double.NaN
+
+    override fun answer(
+        question: String,
+        settings: Settings,
+        stop: Stop,
+        onText: (String) -> Unit,
+    ): Answer {
+        val prefix = manifest.prompt.prefix(question, settings.conditions)
+        val runner = runner(settings.temperature)
+        val listener = Listener(stop, runner, settings.maxTokens, onText)
+        runner.resetContext() // the next call is a prefix, bidirectional
+        val status = stop.during(runner::stop) {
+            if (stop.requested) 0 else runner.generate(prefix, maxContext, listener, false)
+        }
+        if (status != 0) throw Problem("ExecuTorch failed with error $status.")
+        return listener.answer()
+    }
+
+    override fun close() {
+        module?.resetNative()
+        module = null
+    }
+
+    /** The module takes its temperature when it is made. */
+    private fun runner(wanted: Double): LlmModule {
+        module?.let { if (wanted == temperature) return it }
+        close()
+        val model = File(bundle.directory, "model.pte").path
+        val tokenizer = File(bundle.directory, "tokenizer.json").path
+        return try {
+            LlmModule(model, tokenizer, wanted.toFloat()).also {
+                module = it
+                temperature = wanted
+            }
+        } catch (error: RuntimeException) {
+            throw Problem("ExecuTorch cannot load the model (${error.message}).")
+        }
+    }
+}
+
+/** Gathers what the runner reports; its statistics are a line of JSON with times in ms. */
+private class Listener(
+    private val stop: Stop,
+    private val runner: LlmModule,
+    private val maxTokens: Int,
+    private val onText: (String) -> Unit,
+) : LlmCallback {
+    private val text = StringBuilder()
+    private var pieces = 0
+    private var stats = Stats(0, 0, 0.0, 0.0, 0.0)
+
+    override fun onResult(result: String) {
+        text.append(result)
+        onText(result)
+        if (++pieces >= maxTokens) runner.stop()
+    }
+
+    override fun onStats(stats: String) {
+        val raw = JSONObject(stats)
+        val start = raw.optLong("inference_start_ms")
+        val prefilled = raw.optLong("prompt_eval_end_ms")
+        val first = raw.optLong("first_token_ms")
+        val end = raw.optLong("inference_end_ms")
+        val prompt = raw.optInt("prompt_tokens")
+        val answer = raw.optInt("generated_tokens")
+        this.stats = Stats(
+            promptTokens = prompt,
+            answerTokens = answer,
+            ttft = (first - start) / 1e3,
+            prefillTps = rate(prompt, prefilled - start),
+            decodeTps = rate(answer - 1, end - first),
+        )
+    }
+
+    fun answer(): Answer {
+        val finish = when {
+            stop.requested -> Finish.STOPPED
+            pieces >= maxTokens -> Finish.LENGTH
+            else -> Finish.END
+        }
+        return Answer(text.toString(), emptyList(), finish, stats)
+    }
+
+    private fun rate(tokens: Int, milliseconds: Long) =
+        if (tokens < 1 || milliseconds <= 0) 0.0 else tokens * 1e3 / milliseconds
+}
