@@ -60,7 +60,8 @@ debian() { # Android's stubs and resources are in Debian's unstable suite only
     [ -d "$tools/debian" ] && return
     local apt=$tools/apt site
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-    site=$(apt-get indextargets --format '$(SITE)' | grep -m 1 '/debian/*$')
+    site=$(apt-get indextargets --format '$(SITE)' | awk '/\/debian\/*$/ {site = $0} END {print site}')
+    [ -n "$site" ] || { echo "Android's stubs come from Debian; this system has no such source"; return 1; }
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $site sid main" >"$apt/sources.list"
     local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o Dir::State::status=/dev/null
@@ -83,8 +84,11 @@ if [ ! -d "$tools/api36" ]; then
     "$python" -m pip install -q --no-deps --target "$tools/api36.partial" "$API36"
     mv "$tools/api36.partial" "$tools/api36"
 fi
-[ -d "$tools/aar" ] || unzip -q "$tools/ort/Plugins/Android/onnxruntime.aar" \
-    classes.jar 'jni/x86_64/*' 'jni/arm64-v8a/*' -d "$tools/aar"
+if [ ! -d "$tools/aar" ]; then
+    mkdir -p "$tools/aar.partial"
+    (cd "$tools/aar.partial" && jar xf "$tools/ort/Plugins/Android/onnxruntime.aar" classes.jar jni/x86_64)
+    mv "$tools/aar.partial" "$tools/aar"
+fi
 
 step "Bundles, and tokenizers with their ids"
 rm -rf "$build/bundles" "$build/tokenizers"

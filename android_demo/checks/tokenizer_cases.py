@@ -41,10 +41,11 @@ BLOCKS = {
     "Mathematical": (0x1D400, 0x1D7FF), "Emoji": (0x1F300, 0x1F6FC), "Symbols": (0x2190, 0x27BF),
 }  # fmt: skip
 ODDITIES = [
-    *("  ", "\t", "\n", "\r\n", "\n\n ", "\u00a0", "\u2003", "\u3000", "\u0085", "\u2028", "\u200b"),
-    *("'s", "'LL", "'\u017f", "'Re", "don't", "\u2019s", "...", "?!\n", "--", "\U0001f468\u200d\U0001f469"),
-    *("\u2764\ufe0f", "e\u0301", "\u0301", "\ufeff", "\x00", "\x1f", "\u00ad", "1234567", "3.14", "\u00bd"),
-    *("\u2167", "\u0663", "<|im_start|>", "<|box_end|>", "<|im_", "<||>", "A1b2", "x=y+1;", "{\"a\": []}"),
+    *("  ", "\t", "\n", "\r\n", "\n\n ", "\u00a0", "\u2003", "\u3000", "\u0085", "\u2028"),
+    *("\u200b", "'s", "'LL", "'\u017f", "'Re", "don't", "\u2019s", "...", "?!\n", "--"),
+    *("\U0001f468\u200d\U0001f469", "\u2764\ufe0f", "e\u0301", "\u0301", "\ufeff", "\x00", "\x1f"),
+    *("\u00ad", "1234567", "3.14", "\u00bd", "\u2167", "\u0663", "<|im_start|>", "<|box_end|>"),
+    *("<|im_", "<||>", "A1b2", "x=y+1;", '{"a": []}'),
 ]  # fmt: skip
 NEWER = {0x61D, 0xC3C, 0xC5D, 0xCDD}  # of these blocks, what Unicode 14 added
 COUNT = 5000
@@ -60,7 +61,9 @@ def make_lines() -> list[str]:
         parts = [draw.choice(words) for _ in range(draw.randint(1, 9))]
         for _ in range(draw.randint(0, 3)):
             parts.insert(draw.randint(0, len(parts)), draw.choice(ODDITIES))
-        lines.append(draw.choice(("", " ", "\n")).join(parts) if number % 5 == 0 else " ".join(parts))
+        lines.append(
+            draw.choice(("", " ", "\n")).join(parts) if number % 5 == 0 else " ".join(parts)
+        )
     return lines
 
 

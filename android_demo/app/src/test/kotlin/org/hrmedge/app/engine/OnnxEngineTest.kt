@@ -121,7 +121,8 @@ class OnnxEngineTest {
     fun stopEndsAnAnswerWithinOneToken() = engine().use { engine ->
         val question = "Sort these numbers in ascending order: 75, 4, 40, 96"
         val settings = Settings(speculate = false)
-        assertTrue(engine.ask(question, settings).tokens.size > 10)
+        val whole = engine.ask(question, settings)
+        assertTrue(whole.tokens.size > 10)
         val stop = Stop()
         var shown = 0
         val answer = engine.answer(question, settings, stop) {
@@ -129,7 +130,8 @@ class OnnxEngineTest {
         }
         assertEquals(Finish.STOPPED, answer.finish)
         assertEquals(3, answer.tokens.size)
-        assertEquals("4, 40, 75, 96", engine.ask(question, settings).text)
+        assertEquals(whole.tokens.take(3), answer.tokens)
+        assertEquals(whole.tokens, engine.ask(question, settings).tokens)
     }
 
     @Test
