@@ -49,9 +49,9 @@ class Platform:
         stub = self.find(name)
         if stub is None:
             return False
-        if arguments in stub.members.get(member, ()) or -1 in stub.members.get(member, ()):
-            return True
-        return any(self.has(base, member, arguments) for base in stub.bases)
+        return arguments in stub.members.get(member, ()) or any(
+            self.has(base, member, arguments) for base in stub.bases
+        )
 
     def _parse(self, package: str) -> None:
         if package in self._modules:
@@ -84,9 +84,9 @@ def _resolve(base: ast.expr, names: dict[str, str]) -> str:
 def _enter(stub: Stub, node: ast.stmt) -> None:
     if isinstance(node, ast.FunctionDef):
         static = any(ast.unparse(d).endswith("staticmethod") for d in node.decorator_list)
-        count = len(node.args.posonlyargs) + len(node.args.args) - (not static)
-        variable = node.args.vararg is not None
-        stub.members.setdefault(node.name, set()).add(-1 if variable else count)
+        variable = node.args.vararg is not None  # an array, to the bytecode
+        count = len(node.args.posonlyargs) + len(node.args.args) - (not static) + variable
+        stub.members.setdefault(node.name, set()).add(count)
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         stub.members.setdefault(node.target.id, set()).add(None)
 
