@@ -10,4 +10,6 @@ public final class SharedMemory {
     public native ByteBuffer mapReadWrite() throws ErrnoException;
 
     public native void close();
+
+    public static native void unmap(ByteBuffer buffer);
 }

@@ -37,6 +37,8 @@ class ChatActivity : Screen(R.layout.chat) {
         val writing = state as? State.Answering
         val current = writing?.let { Exchange(it.question, it.text, "", 0) }
         exchanges.show(app.history.exchanges + listOfNotNull(current))
+        val unanswered = (state as? State.Idle)?.unanswered
+        if (unanswered != null && question.text.isEmpty()) question.setText(unanswered)
         val text = getString(if (state is State.Idle) R.string.send else R.string.stop)
         if (send.text.toString() != text) send.text = text
         tell(

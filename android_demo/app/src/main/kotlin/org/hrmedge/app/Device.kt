@@ -50,16 +50,21 @@ class Device(private val context: Context) {
      * Before Android 8.1 there is only the heap, and its limit bounds the context.
      */
     fun cacheMemory(): CacheMemory =
-        if (Build.VERSION.SDK_INT < 27) CacheMemory(ByteBuffer::allocateDirect) else CacheMemory(::share)
+        if (Build.VERSION.SDK_INT < 27) CacheMemory(ByteBuffer::allocateDirect) else Shared
 
-    private fun share(bytes: Int): ByteBuffer = try {
-        val memory = SharedMemory.create("kv cache", bytes)
-        try {
-            memory.mapReadWrite() // stays mapped when the handle is closed
-        } finally {
-            memory.close()
+    private object Shared : CacheMemory {
+        override fun allocate(bytes: Int): ByteBuffer = try {
+            val memory = SharedMemory.create("kv cache", bytes)
+            try {
+                memory.mapReadWrite() // stays mapped when the handle is closed
+            } finally {
+                memory.close()
+            }
+        } catch (error: ErrnoException) {
+            val size = mebibytes(bytes.toLong())
+            throw Problem("The system refuses $size for the cache (${error.message}).")
         }
-    } catch (error: ErrnoException) {
-        throw Problem("The system refuses ${mebibytes(bytes.toLong())} for the cache (${error.message}).")
+
+        override fun release(buffer: ByteBuffer) = SharedMemory.unmap(buffer)
     }
 }

@@ -42,7 +42,7 @@ class Models(private val context: Context) {
                 { file -> files[file]?.let { context.contentResolver.openInputStream(it) } },
                 progress,
             )
-        } catch (error: IOException) {
+        } catch (error: SecurityException) { // the grant was taken back
             throw Problem("The folder cannot be read (${error.message}).")
         }
         return name

@@ -18,8 +18,8 @@ import org.hrmedge.core.mebibytes
 
 /** What the screens show. All but [Idle] go on while screens come and go. */
 sealed interface State {
-    /** Nothing is going on; [message] says how the last thing went. */
-    data class Idle(val message: String) : State
+    /** Nothing is going on; [message] says how the last thing went, or why not [unanswered]. */
+    data class Idle(val message: String, val unanswered: String? = null) : State
 
     /** A model is being loaded. */
     data class Loading(val model: String) : State
@@ -62,7 +62,7 @@ class Runner(private val app: HrmEdgeApp) {
     }
 
     /** Answers [question] and adds it to the history. */
-    fun ask(question: String) = begin { stop ->
+    fun ask(question: String) = begin(question) { stop ->
         val preferences = app.preferences
         val settings = preferences.settings
         val sent = if (preferences.conversation) app.history.transcript(question) else question
@@ -111,21 +111,21 @@ class Runner(private val app: HrmEdgeApp) {
         worker.execute(::unload)
     }
 
-    private fun begin(work: (Stop) -> String) {
+    private fun begin(question: String? = null, work: (Stop) -> String) {
         if (state !is State.Idle) return
         val stop = Stop().also { this.stop = it }
         state = State.Loading(app.preferences.model)
         notifyListeners()
         worker.execute {
-            val message = try {
-                work(stop)
+            val next = try {
+                State.Idle(work(stop))
             } catch (problem: Problem) {
-                problem.message!!
+                State.Idle(problem.message!!, question)
             } catch (_: OutOfMemoryError) {
                 unload()
-                app.getString(R.string.out_of_memory)
+                State.Idle(app.getString(R.string.out_of_memory), question)
             }
-            show(State.Idle(message))
+            show(next)
         }
     }
 

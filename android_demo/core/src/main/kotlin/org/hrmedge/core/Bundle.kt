@@ -1,6 +1,7 @@
 package org.hrmedge.core
 
 import java.io.File
+import java.io.IOException
 import java.io.InputStream
 import java.security.MessageDigest
 import org.json.JSONException
@@ -122,7 +123,7 @@ data class Manifest(
 /** An opened bundle: the manifest was read and its files are there in full size. */
 class Bundle private constructor(val directory: File, val manifest: Manifest) {
     /** Hashes every file. Throws [Problem] naming the first one whose content has changed. */
-    fun verify(progress: (Double) -> Unit = {}) {
+    fun verify(progress: (Double) -> Unit = {}) = reading {
         var done = 0L
         for ((name, expected) in manifest.files) {
             val digest = Digest()
@@ -142,7 +143,7 @@ class Bundle private constructor(val directory: File, val manifest: Manifest) {
         fun open(directory: File): Bundle {
             val text = File(directory, Manifest.NAME)
             if (!text.isFile) throw Problem("${directory.name} is no bundle: it has no ${text.name}.")
-            val manifest = Manifest.parse(text.readText())
+            val manifest = Manifest.parse(reading { text.readText() })
             for ((name, expected) in manifest.files) {
                 val file = File(directory, name)
                 if (!file.isFile) throw missing(name)
@@ -162,7 +163,7 @@ class Bundle private constructor(val directory: File, val manifest: Manifest) {
             source: (String) -> InputStream?,
             progress: (Double) -> Unit = {},
         ): Bundle {
-            val text = source(Manifest.NAME)?.use { it.readBytes().decodeToString() }
+            val text = reading { source(Manifest.NAME)?.use { it.readBytes().decodeToString() } }
                 ?: throw Problem("The folder is no bundle: it has no ${Manifest.NAME}.")
             val manifest = Manifest.parse(text)
             if (manifest.size > freeSpace) {
@@ -175,8 +176,10 @@ class Bundle private constructor(val directory: File, val manifest: Manifest) {
             partial.deleteRecursively()
             try {
                 partial.mkdirs()
-                copyFiles(manifest, partial, source, progress)
-                File(partial, Manifest.NAME).writeText(text)
+                reading {
+                    copyFiles(manifest, partial, source, progress)
+                    File(partial, Manifest.NAME).writeText(text)
+                }
                 target.deleteRecursively()
                 if (!partial.renameTo(target)) throw Problem("${target.name} cannot be stored.")
             } finally {
@@ -220,6 +223,13 @@ class Bundle private constructor(val directory: File, val manifest: Manifest) {
         private fun altered(name: String) =
             Problem("$name differs from what was exported; copy or export the bundle again.")
     }
+}
+
+/** What [work] gives; a file that cannot be read or written becomes a [Problem]. */
+internal inline fun <T> reading(work: () -> T): T = try {
+    work()
+} catch (error: IOException) {
+    throw Problem("The bundle cannot be read or stored (${error.message}).")
 }
 
 private class Digest {

@@ -34,7 +34,7 @@ internal class TokenizerFile(
 fun readTokenizer(file: File): Tokenizer {
     if (!file.isFile) throw Problem("${file.name} is missing from the bundle; copy or export it again.")
     return try {
-        Tokenizer(read(JSONObject(file.readText())))
+        Tokenizer(read(JSONObject(reading { file.readText() })))
     } catch (error: JSONException) {
         throw Problem("${file.name} is damaged (${error.message}); copy or export the bundle again.")
     }

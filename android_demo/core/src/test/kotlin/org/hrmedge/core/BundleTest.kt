@@ -1,6 +1,7 @@
 package org.hrmedge.core
 
 import java.io.File
+import java.io.IOException
 import java.io.InputStream
 import kotlin.io.path.createTempDirectory
 import kotlin.test.AfterTest
@@ -76,6 +77,16 @@ class BundleTest {
         File(copy, "tokenizer.json").delete()
         problem { import(copy) }
         Bundle.open(target).verify()
+    }
+
+    @Test
+    fun aSourceThatBreaksOffIsAProblem() {
+        val whole = source(original.directory)
+        val breaking = { name: String ->
+            if (name == "model.onnx.data") throw IOException("unplugged") else whole(name)
+        }
+        assertContains(problem { Bundle.import(target, Long.MAX_VALUE, breaking) }, "unplugged")
+        assertTrue(scratch.list()!!.isEmpty())
     }
 
     @Test

@@ -23,7 +23,12 @@ fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
         "onnx" -> {
             val tokenizer = readTokenizer(File(bundle.directory, "tokenizer.json"))
             val session = OnnxSession(bundle, context, limits.threads, cache)
-            TokenEngine(manifest, session, tokenizer)
+            try {
+                TokenEngine(manifest, session, tokenizer)
+            } catch (problem: Problem) {
+                session.close()
+                throw problem
+            }
         }
         "executorch" -> ExecuTorchEngine(bundle)
         else -> throw Problem(

@@ -17,9 +17,13 @@ import org.hrmedge.core.Manifest
 import org.hrmedge.core.Problem
 import org.hrmedge.core.Session
 
-/** Memory for a cache of so many bytes, zeroed, outside of the Java heap. */
+/** Where the KV cache lies. */
 fun interface CacheMemory {
+    /** So many bytes, zeroed, at an address that stays. */
     fun allocate(bytes: Int): ByteBuffer
+
+    /** Gives [buffer] back; without it, that is left to the garbage collector. */
+    fun release(buffer: ByteBuffer) = Unit
 }
 
 /**
@@ -40,8 +44,8 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
      */
     private val keep = longs(1)
     private val kept = OnnxTensor.createTensor(environment, keep, longArrayOf(1))
-    private val session = load(File(bundle.directory, "model.onnx"), threads)
     private val cache = KVTensors(environment, bundle.manifest, maxContext, memory)
+    private val session = load(File(bundle.directory, "model.onnx"), threads)
     private val mask = longs(maxContext).apply { while (hasRemaining()) put(1) }
     private val ids = longs(maxContext)
     private var logits = floats(vocabSize)
@@ -148,6 +152,8 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
             options.addInitializer("logits_to_keep", kept)
             environment.createSession(model.path, options)
         } catch (error: OrtException) {
+            cache.close()
+            kept.close()
             val reason = error.message?.lineSequence()?.first()
             throw Problem("ONNX Runtime ${environment.version} cannot load the model ($reason).")
         } finally {
@@ -161,8 +167,9 @@ private class KVTensors(
     environment: OrtEnvironment,
     manifest: Manifest,
     context: Int,
-    memory: CacheMemory,
+    private val memory: CacheMemory,
 ) : AutoCloseable {
+    private val buffers = ArrayList<ByteBuffer>()
     val past = HashMap<String, OnnxTensor>()
     val present = HashMap<String, OnnxTensor>()
 
@@ -177,18 +184,25 @@ private class KVTensors(
             for (slot in 0 until manifest.cache.slots) {
                 for (part in listOf("key", "value")) {
                     val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())
+                    buffers.add(buffer)
                     val tensor = OnnxTensor.createTensor(environment, buffer, shape, TYPES.getValue(bits))
                     past["past_key_values.$slot.$part"] = tensor
                     present["present.$slot.$part"] = tensor
                 }
             }
+        } catch (problem: Problem) {
+            close()
+            throw problem
         } catch (_: OutOfMemoryError) {
             close()
             throw tooLarge(context)
         }
     }
 
-    override fun close() = past.values.forEach(OnnxTensor::close)
+    override fun close() {
+        past.values.forEach(OnnxTensor::close)
+        buffers.forEach(memory::release)
+    }
 
     private fun tooLarge(context: Int) =
         Problem("There is no memory for a context of $context tokens; choose a shorter one.")

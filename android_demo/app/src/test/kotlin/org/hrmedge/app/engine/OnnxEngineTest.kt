@@ -19,6 +19,7 @@ import org.hrmedge.core.Stop
 import org.hrmedge.core.TestFiles
 import org.hrmedge.core.TokenEngine
 import org.hrmedge.core.ints
+import org.hrmedge.core.need
 import org.hrmedge.core.objects
 import org.hrmedge.core.problem
 import org.hrmedge.core.readTokenizer
@@ -178,6 +179,52 @@ class OnnxEngineTest {
         } finally {
             copy.deleteRecursively()
         }
+    }
+
+    @Test
+    fun theContextIsWhatMemoryAllows() {
+        val bundle = TestFiles.bundle(8)
+        fun open(memory: Long) = openEngine(bundle, Limits(context = 2048, threads = 1, memory = memory), heap)
+        open(Long.MAX_VALUE).use { assertEquals(512, it.maxContext) }
+        open(need(bundle.manifest, 100).total).use { engine ->
+            assertEquals(100, engine.maxContext)
+            assertEquals("3", engine.answer("Calculate 4 - 1", Settings(), Stop()) {}.text)
+        }
+        assertContains(problem { open(1 shl 10) }, "close other apps")
+    }
+
+    @Test
+    fun aBundleForAnotherRuntimeIsRefused() {
+        val copy = createTempDirectory("bundle").toFile()
+        try {
+            TestFiles.bundle(8).directory.copyRecursively(copy, overwrite = true)
+            val manifest = File(copy, Manifest.NAME)
+            manifest.writeText(manifest.readText().replace("\"target\": \"onnx\"", "\"target\": \"gguf\""))
+            val limits = Limits(512, 1, Long.MAX_VALUE)
+            assertContains(problem { openEngine(Bundle.open(copy), limits, heap) }, "this one is for gguf")
+        } finally {
+            copy.deleteRecursively()
+        }
+    }
+
+    @Test
+    fun memoryIsGivenBackWhereLoadingFails() {
+        class Counted : CacheMemory {
+            var held = 0
+
+            override fun allocate(bytes: Int): ByteBuffer {
+                if (held == 20) throw OutOfMemoryError("full")
+                held++
+                return ByteBuffer.allocateDirect(bytes)
+            }
+
+            override fun release(buffer: ByteBuffer) {
+                held--
+            }
+        }
+        val memory = Counted()
+        assertContains(problem { OnnxSession(TestFiles.bundle(8), 512, 1, memory) }, "choose a shorter one")
+        assertEquals(0, memory.held)
     }
 
     @Test
