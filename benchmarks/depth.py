@@ -113,14 +113,23 @@ def _row(label: str, shares: Sequence[float]) -> str:
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Keeps the models.")
+@click.option("--checkpoint", default=SHIPPED, type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Without ending.")
 @click.option("--size", type=click.Choice([*SIZES, "none"]), default="XL", show_default=True)
 @click.option("--limit", default=50, show_default=True, help="Questions of each task.")
 @click.option("--calls", default=24, show_default=True, help="Timed calls of each depth.")
 @click.option("--threads", default=2, show_default=True)
-def main(work: Path, out: Path | None, size: str, limit: int, calls: int, threads: int) -> None:
+def main(
+    work: Path,
+    checkpoint: Path,
+    out: Path | None,
+    size: str,
+    limit: int,
+    calls: int,
+    threads: int,
+) -> None:
     """Measure quality and speed at every depth; write OUT.md and OUT.json."""
-    every = models(work, None if size == "none" else sized(size), size)
+    every = models(work, None if size == "none" else sized(size), size, checkpoint)
     about = machine()
     found = quality(every[0].bundle, questions(SHIPPED / "questions.jsonl", limit), threads)
     times = {files.name: speed(files.bundle, calls, threads) for files in every}

@@ -123,18 +123,21 @@ class Counts:
             setattr(self, name, getattr(self, name) + value)
 
 
-def models(work: Path, shape: HRMTextConfig | None, name: str) -> list[Files]:
-    """hrm-tiny, and hrm-tiny inflated to `shape`; what `work` does not hold yet is made."""
+def models(
+    work: Path, shape: HRMTextConfig | None, name: str, checkpoint: Path = SHIPPED
+) -> list[Files]:
+    """hrm-tiny, and hrm-tiny inflated to `shape`; what `work` does not hold yet is made.
+
+    `checkpoint` takes hrm-tiny's place: one that answers the same questions.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    small = _converted(work, "hrm-tiny", lambda: SHIPPED)
+    small = _converted(work, "hrm-tiny", lambda: checkpoint)
     if shape is None:
         return [small]
-    checkpoint = work / f"{name}-checkpoint"
+    wide = work / f"{name}-checkpoint"
 
     def inflated() -> Path:
-        if checkpoint.exists():
-            return checkpoint
-        return inflate(Checkpoint.open(SHIPPED), checkpoint, shape)
+        return wide if wide.exists() else inflate(Checkpoint.open(checkpoint), wide, shape)
 
     large = _converted(work, f"hrm-tiny, {name}-shaped", inflated)
     return [small, Files(large.name, large.bundle, large.gguf, small.bundle)]
@@ -314,6 +317,7 @@ def ratio(ways: dict[str, list[Counts]], way: str, base: str) -> float:
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Keeps the models.")
+@click.option("--checkpoint", default=SHIPPED, type=click.Path(exists=True, path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Without ending.")
 @click.option("--size", type=click.Choice([*SIZES, "none"]), default="XL", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
@@ -321,14 +325,21 @@ def ratio(ways: dict[str, list[Counts]], way: str, base: str) -> float:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--prepare", is_flag=True, help="Make the models and stop.")
 def main(
-    work: Path, out: Path | None, size: str, rounds: int, tokens: int, threads: int, prepare: bool
+    work: Path,
+    checkpoint: Path,
+    out: Path | None,
+    size: str,
+    rounds: int,
+    tokens: int,
+    threads: int,
+    prepare: bool,
 ) -> None:
     """Measure on an otherwise idle machine; write OUT.md and OUT.json."""
     try:
         library_folder()
     except HRMEdgeError:
         subprocess.run(["npm", "ci", "--ignore-scripts"], cwd=Path(__file__).parent, check=True)
-    every = models(work, None if size == "none" else sized(size), size)
+    every = models(work, None if size == "none" else sized(size), size, checkpoint)
     if prepare:
         return
     about, text, raw = machine(), [], {}
