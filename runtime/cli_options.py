@@ -49,6 +49,13 @@ LOADING = (
     click.option(
         "--provider", default="cpu", show_default=True, help="What computes: cpu, cuda, ..."
     ),
+    click.option(
+        "--weight-cache",
+        default="off",
+        show_default=True,
+        metavar="DIR|auto|off",
+        help="Keep packed weights there: far less memory, twice the disk.",
+    ),
     click.option("--verify", is_flag=True, help="Hash the bundle's files before use."),
     click.option("--strict", is_flag=True, help="Refuse a bundle that may not fit into memory."),
 )
@@ -63,6 +70,7 @@ class Loading:
     draft: str | None
     h_cycles: int | None
     provider: str
+    weight_cache: str
     verify: bool
     strict: bool
 
@@ -70,6 +78,7 @@ class Loading:
         """The model in `path`; a warning on stderr if it may not fit."""
         from .engine import load
         from .fit import shortage
+        from .weight_cache import directory_of
 
         checked = not self.strict and self.provider == "cpu"
         if checked and (short := shortage(path, self.max_context)):
@@ -84,6 +93,7 @@ class Loading:
                 strict=self.strict,
                 h_cycles=self.h_cycles,
                 provider=self.provider,
+                weight_cache=directory_of(self.weight_cache),
             )
 
 

@@ -32,6 +32,7 @@ from .speculation import (
     lookups,
 )
 from .stopping import StopText
+from .weight_cache import drop_damaged
 
 __all__ = [
     "Cancelled",
@@ -310,6 +311,7 @@ def load(
     strict: bool = False,
     h_cycles: int | None = None,
     provider: str = "cpu",
+    weight_cache: str | Path | None = None,
 ) -> Model:
     """Load a bundle. `threads` None leaves the choice to the engine (one per physical core).
 
@@ -318,6 +320,7 @@ def load(
     then the model's own first H cycle drafts. `strict` refuses what by estimate will not fit into
     memory with its context full. `h_cycles` runs only so many H cycles, at a loss of quality.
     `provider` names what ONNX Runtime computes with: cpu, cuda or what else is installed.
+    `weight_cache` is a directory to keep weights in as this machine packs them: less memory.
     Raises HRMEdgeError if a bundle is damaged, cannot be run here, or does not fit.
     """
     if threads is not None:
@@ -327,12 +330,15 @@ def load(
         raise HRMEdgeError(short)
     tokenizer = _tokenizer(bundle)
     template = read_chat_template(bundle.path)
-    session = open_session(bundle, threads, max_context, h_cycles, provider)
+    cache = None if weight_cache is None else Path(weight_cache)
+    if cache is not None and verify:
+        drop_damaged(bundle.manifest, cache)
+    session = open_session(bundle, threads, max_context, h_cycles, provider, cache)
     drafter = None
     if draft == SELF:
         drafter = _own_first_cycle(session, bundle.path)
     elif draft is not None:
-        drafter = load(draft, threads=threads, verify=verify, provider=provider)
+        drafter = load(draft, threads=threads, verify=verify, provider=provider, weight_cache=cache)
         _same_tokenizer(Path(path), Path(draft))
     manifest = at_depth(bundle, h_cycles).manifest
     vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -59,11 +60,12 @@ def open_session(
     max_context: int | None,
     h_cycles: int | None = None,
     provider: str = "cpu",
+    weight_cache: Path | None = None,
 ) -> Session:
     """A session over `bundle`. Raises HRMEdgeError if it cannot be run or does not fit.
 
     `h_cycles` is the number of H cycles to run, the first ones, if not all; `provider` is the
-    short name of an ONNX Runtime execution provider.
+    short name of an ONNX Runtime execution provider; `weight_cache` a directory for packed weights.
     """
     bundle = at_depth(bundle, h_cycles)
     manifest = bundle.manifest
@@ -71,7 +73,7 @@ def open_session(
     if manifest.target == "onnx":
         from .session_onnx import OnnxSession
 
-        return OnnxSession(bundle.path, manifest, length, threads, h_cycles, provider)
+        return OnnxSession(bundle.path, manifest, length, threads, h_cycles, provider, weight_cache)
     raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
 
 

@@ -4,9 +4,10 @@ The rule of the graph: the first call is the bidirectional prefix, later calls a
 token ids and logits; nothing of text, sampling or stopping.
 """
 
+import contextlib
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from . import providers
 from .kv_cache import kv_buffers
 from .session import Cancelled
 from .threads import default_threads
+from .weight_cache import packed_graph
 
 LOGITS, H_CYCLES, STATES = "logits", "h_cycles", ("z_H", "z_L")
 
@@ -35,15 +37,20 @@ class OnnxSession:
         threads: int | None = None,
         h_cycles: int | None = None,
         provider: str = providers.CPU,
+        weight_cache: Path | None = None,
     ) -> None:
         """Load `path`/model.onnx with room for `max_context` tokens, to run `h_cycles` of its own.
 
-        Raises HRMEdgeError if ONNX Runtime refuses the model or lacks `provider`, or the graph
-        another depth.
+        `weight_cache` is a directory for a copy with packed weights, see weight_cache.py. Raises
+        HRMEdgeError if ONNX Runtime refuses the model or lacks `provider`, or the graph another
+        depth.
         """
         providers.check(provider, manifest)
         self.manifest, self.max_context, self.length = manifest, max_context, 0
-        self._session = _load(path / "model.onnx", threads, provider)
+        graph = path / "model.onnx"
+        if weight_cache is not None:
+            graph = _packed(graph, manifest, weight_cache, threads, provider)
+        self._session = _load(graph, threads, provider)
         self.h_cycles = h_cycles or manifest.model.H_cycles
         optional = [value.name for value in self._session.get_overridable_initializers()]
         self._flexible = H_CYCLES in optional
@@ -201,20 +208,40 @@ class _Drafted:
 
 
 def _load(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
+    with _refusing(path):
+        session = providers.open_graph(str(path), _options(threads), provider)
+    _trim_heap()
+    return session
+
+
+def _packed(
+    path: Path, manifest: Manifest, directory: Path, threads: int | None, provider: str
+) -> Path:
+    if provider != providers.CPU:
+        raise HRMEdgeError(f"a weight cache is for provider cpu, not {provider}; turn it off")
+    with _refusing(path):
+        return packed_graph(path, manifest, directory, lambda: _options(threads))
+
+
+def _options(threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or default_threads() or 0
+    return options
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what ONNX Runtime raises over the graph at `path` into one line."""
     try:
-        session = providers.open_graph(str(path), options, provider)
-    except HRMEdgeError:
+        yield
+    except (HRMEdgeError, KeyboardInterrupt):
         raise
     except Exception as error:  # onnxruntime's exceptions share no public base
         reason = str(error).strip().splitlines()[0]
         raise HRMEdgeError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load it ({reason})"
         ) from None
-    _trim_heap()
-    return session
 
 
 def _trim_heap() -> None:
