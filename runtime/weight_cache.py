@@ -128,7 +128,7 @@ def _logits(path: str, options: ort.SessionOptions) -> np.ndarray:
         shape = [size if isinstance(size, int) else 3 for size in value.shape]
         kind = value.type.removeprefix("tensor(").removesuffix(")")
         feeds[value.name] = np.zeros(shape, {"float": "float32"}.get(kind, kind))
-    return session.run(["logits"], feeds)[0]
+    return np.asarray(session.run(["logits"], feeds)[0])
 
 
 def _install(partial: Path, entry: Path, old: Path) -> None:
