@@ -28,6 +28,10 @@ import click
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use only what the hub's cache holds.")
+@click.option("--eval-data", type=click.Path(path_type=Path), help="JSONL to measure quality on.")
+@click.option("--max-kl", type=float, help="Refuse above this mean KL divergence (nats).")
+@click.option("--min-top1", type=float, help="Refuse below this share of equal top tokens (0-1).")
+@click.option("--no-report", is_flag=True, help="Do not measure the quality.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def command(
     checkpoint: str,
@@ -43,10 +47,20 @@ def command(
     max_seq_len: int | None,
     revision: str | None,
     offline: bool,
+    eval_data: Path | None,
+    max_kl: float | None,
+    min_top1: float | None,
+    no_report: bool,
     force: bool,
 ) -> None:
     """Convert CHECKPOINT, a directory or a Hugging Face id, into a bundle for a device."""
+    from .cli_eval import quality_lines
     from .convert import export
+    from .report import Gate
+
+    gate = Gate(eval_data, max_kl, min_top1)
+    if no_report and gate.demands:
+        raise click.UsageError("--max-kl and --min-top1 need the report; leave out --no-report")
 
     bundle = export(
         checkpoint,
@@ -63,7 +77,10 @@ def command(
         revision=revision,
         offline=offline,
         force=force,
+        gate=None if no_report else gate,
     )
+    if not no_report:
+        click.echo("\n".join(quality_lines(bundle.manifest.quality)))
     size = sum(file.size for file in bundle.manifest.files.values())
     then = f"hrm-edge generate {out} 'Hello'" if target == "onnx" else f"hrm-edge inspect {out}"
     click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")

@@ -1,5 +1,6 @@
 """`export`: one checkpoint in, one bundle out, whole or not at all."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +12,10 @@ from hrm_edge.files import new_directory
 from hrm_edge.hub import resolve
 
 from .recipe import Recipe
+from .report import Gate, report
 
 TARGETS = ("onnx", "gguf")
+DEFAULT_GATE = Gate()
 
 
 def export(
@@ -31,13 +34,15 @@ def export(
     revision: str | None = None,
     offline: bool = False,
     force: bool = False,
+    gate: Gate | None = DEFAULT_GATE,
 ) -> Bundle:
     """Convert a checkpoint directory, Hugging Face id or GGUF file into a bundle at `out`.
 
-    Bits, group size and dtype are those of `Recipe` and concern ONNX; `gguf_type` names the type of
-    a GGUF's tensors. `max_seq_len` bounds prompt and answer together, in tokens (default: what
-    the model allows). Raises HRMEdgeError for anything amiss with the checkpoint, the options or
-    the disk; `out` is then as it was.
+    The bits and the group size are those of `Recipe` and concern ONNX; `gguf_type` names the type
+    of a GGUF's tensors. `max_seq_len` bounds prompt and answer together, in tokens (default: what
+    the model allows). `gate` says what the quality is measured on and what is demanded of it (None:
+    not measured). Raises HRMEdgeError for anything amiss with the checkpoint, the options or the
+    disk, and for a bundle that falls short of `gate`; `out` is then as it was.
     """
     if target == "onnx":
         from .target_onnx import write_onnx
@@ -54,7 +59,11 @@ def export(
     with new_directory(out, force) as directory, TemporaryDirectory() as scratch:
         opened = _open(resolve(checkpoint, revision, offline), Path(scratch))
         write(opened, directory, max_seq_len=_max_seq_len(opened, max_seq_len))
-        Bundle.open(directory)
+        written = Bundle.open(directory)
+        if gate is not None:
+            quality = report(opened, written, gate)
+            gate.check(quality)
+            replace(written.manifest, quality=quality).write(directory)
     return Bundle.open(out)
 
 

@@ -12,6 +12,7 @@ from hrm_edge.errors import HRMEdgeError
 VERBS = {
     "demo": "hrm_edge.cli_demo",
     "export": "hrm_edge.export.cli_export",
+    "eval": "hrm_edge.export.cli_eval",
     "inspect": "hrm_edge.cli_inspect",
     "generate": "hrm_edge.runtime.cli_generate",
     "chat": "hrm_edge.runtime.cli_chat",

@@ -7,8 +7,9 @@ import pytest
 from tiny_training import letters, write_lines
 
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.lines import read_lines
 from hrm_edge.prompt import SPECIAL_TOKENS, Tokenizer
-from hrm_edge.training.data import read_lines, tokenize
+from hrm_edge.training.data import tokenize
 from hrm_edge.training.tokenizer import train_tokenizer, write_tokenizer
 
 

@@ -1,42 +1,24 @@
-"""Samples: JSONL lines, tokenized once into memory-mapped arrays.
+"""Samples: lines of JSONL (hrm_edge.lines), tokenized once into memory-mapped arrays.
 
-A line is `{"instruction": text, "response": text, "condition"?: "direct" | "synth,cot" | ...,
-"task"?: name}`. Knows nothing of rows, batches or models.
+Knows nothing of rows, batches or models.
 """
 
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import new_directory
-from hrm_edge.prompt import ANSWER_END, Tokenizer, format_prompt, parse_conditions
+from hrm_edge.lines import Line, read_lines
+from hrm_edge.prompt import ANSWER_END, Tokenizer
 
 SAMPLE = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4"), ("task", "<i4")])
-NO_TASK = "all"
 FORMAT = 2  # of the arrays; part of their fingerprint
-
-
-@dataclass(frozen=True)
-class Line:
-    """One checked line of a data file."""
-
-    number: int
-    instruction: str
-    response: str
-    conditions: tuple[str, ...]
-    task: str
-
-    @property
-    def prompt(self) -> str:
-        """The prefix with its special tokens spelled out."""
-        return format_prompt(self.instruction, self.conditions)
 
 
 @dataclass(frozen=True)
@@ -72,47 +54,6 @@ class Samples:
             info["dropped_empty"],
             info["dropped_long"],
         )
-
-
-def read_lines(path: Path, condition: str = "direct") -> Iterator[Line | None]:
-    """Each line of a JSONL file, None for one with an empty response; blank lines are skipped.
-
-    Raises HRMEdgeError naming file and line for anything else than the object described above.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, start=1):
-                if text.strip():
-                    yield _parse(text, number, path, condition)
-    except FileNotFoundError:
-        raise HRMEdgeError(f"{path}: no such data file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise HRMEdgeError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-
-
-def _parse(text: str, number: int, path: Path, condition: str) -> Line | None:
-    def fail(problem: str) -> NoReturn:
-        raise HRMEdgeError(f"{path}, line {number}: {problem}")
-
-    try:
-        raw: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        fail(f"not valid JSON ({error.msg})")
-    if not isinstance(raw, dict):
-        fail(f"expected an object with instruction and response, found {type(raw).__name__}")
-    values = {"condition": condition, "task": NO_TASK} | raw
-    for key in ("instruction", "response", "condition", "task"):
-        if not isinstance(values.get(key), str):
-            fail(f"{key} is {values.get(key, 'missing')!r}, expected text")
-    if not values["response"].strip():
-        return None
-    if not values["instruction"].strip():
-        fail("instruction is empty")
-    try:
-        conditions = parse_conditions(values["condition"])
-    except HRMEdgeError as error:
-        fail(str(error))
-    return Line(number, values["instruction"], values["response"], conditions, values["task"])
 
 
 def tokenize(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import writing
+from hrm_edge.lines import read_lines
 from hrm_edge.prompt import SPECIAL_TOKENS, Tokenizer
 
 from .config import TrainConfig
-from .data import Samples, read_lines, tokenize
+from .data import Samples, tokenize
 from .distributed import World
 from .tokenizer import train_tokenizer, write_tokenizer
 
