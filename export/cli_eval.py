@@ -1,6 +1,7 @@
 """`hrm-edge eval`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 @click.option("--samples", type=click.IntRange(1), help="Use only so many lines.")
 @click.option("--max-kl", type=float, help="Fail above this mean KL divergence (nats).")
 @click.option("--min-top1", type=float, help="Fail below this share of equal top tokens (0 to 1).")
+@click.option("--sources/--no-sources", default=True, help="Measure each source of error alone.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG: error by layer and pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -23,6 +25,7 @@ def command(
     samples: int | None,
     max_kl: float | None,
     min_top1: float | None,
+    sources: bool,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -32,7 +35,7 @@ def command(
     """
     from .report import Gate, evaluate
 
-    gate = Gate(data, max_kl, min_top1)
+    gate = Gate(data, max_kl, min_top1, sources=sources)
     quality = evaluate(bundle, gate, reference, samples, plot)
     if as_json:
         click.echo(json.dumps(quality, indent=2))
@@ -41,7 +44,7 @@ def command(
     gate.check(quality)
 
 
-def quality_lines(quality: dict[str, Any]) -> list[str]:
+def quality_lines(quality: Mapping[str, Any]) -> list[str]:
     """The report as a table: reference, bundle, and what each source of error does alone."""
     if "skipped" in quality:
         return [f"quality not measured: {quality['skipped']}"]

@@ -24,6 +24,15 @@ import click
     show_default=True,
     help="Of activations: fp32, or fp16 (16 bits, not 32).",
 )
+@click.option(
+    "--method", default="rtn", show_default=True, help="rtn, hqq, gptq; -asym: zero points."
+)
+@click.option("--rotate", is_flag=True, help="Turn the residual stream by a Hadamard matrix first.")
+@click.option("--target-bits", type=float, help="8 bits where they help most, to this mean: 4.25.")
+@click.option("--calibrate-kv", is_flag=True, help="Fit the KV cache's scales to the calibration.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="JSONL; default: shipped.")
+@click.option("--calibration-tokens", default=4096, show_default=True, help="Most to look at.")
+@click.option("--work", type=click.Path(path_type=Path), help="Keeps what gptq has done, to go on.")
 @click.option("--type", "gguf_type", default="q4_0", show_default=True, help="Of a GGUF's tensors.")
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
@@ -31,6 +40,7 @@ import click
 @click.option("--eval-data", type=click.Path(path_type=Path), help="JSONL to measure quality on.")
 @click.option("--max-kl", type=float, help="Refuse above this mean KL divergence (nats).")
 @click.option("--min-top1", type=float, help="Refuse below this share of equal top tokens (0-1).")
+@click.option("--sources/--no-sources", default=None, help="Measure each source of error alone.")
 @click.option("--no-report", is_flag=True, help="Do not measure the quality.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def command(
@@ -43,6 +53,13 @@ def command(
     embedding_bits: int,
     kv_bits: int,
     dtype: str,
+    method: str,
+    rotate: bool,
+    target_bits: float | None,
+    calibrate_kv: bool,
+    calibration: Path | None,
+    calibration_tokens: int,
+    work: Path | None,
     gguf_type: str,
     max_seq_len: int | None,
     revision: str | None,
@@ -50,15 +67,30 @@ def command(
     eval_data: Path | None,
     max_kl: float | None,
     min_top1: float | None,
+    sources: bool | None,
     no_report: bool,
     force: bool,
 ) -> None:
     """Convert CHECKPOINT, a directory or a Hugging Face id, into a bundle for a device."""
     from .cli_eval import quality_lines
     from .convert import export
+    from .recipe import Calibration, Recipe, named_method
     from .report import Gate
 
-    gate = Gate(eval_data, max_kl, min_top1)
+    recipe = Recipe(
+        bits,
+        group_size,
+        head_bits,
+        embedding_bits,
+        kv_bits,
+        dtype,
+        named_method(method),
+        rotate,
+        target_bits,
+        calibrate_kv,
+        Calibration(calibration, calibration_tokens),
+    )
+    gate = Gate(eval_data, max_kl, min_top1, sources=sources)
     if no_report and gate.demands:
         raise click.UsageError("--max-kl and --min-top1 need the report; leave out --no-report")
 
@@ -66,12 +98,8 @@ def command(
         checkpoint,
         out,
         target,
-        bits=bits,
-        group_size=group_size,
-        head_bits=head_bits,
-        embedding_bits=embedding_bits,
-        kv_bits=kv_bits,
-        dtype=dtype,
+        recipe=recipe,
+        work=work,
         gguf_type=gguf_type,
         max_seq_len=max_seq_len,
         revision=revision,

@@ -35,20 +35,22 @@ def export(
     offline: bool = False,
     force: bool = False,
     gate: Gate | None = DEFAULT_GATE,
+    recipe: Recipe | None = None,
+    work: str | Path | None = None,
 ) -> Bundle:
     """Convert a checkpoint directory, Hugging Face id or GGUF file into a bundle at `out`.
 
-    The bits and the group size are those of `Recipe` and concern ONNX; `gguf_type` names the type
-    of a GGUF's tensors. `max_seq_len` bounds prompt and answer together, in tokens (default: what
-    the model allows). `gate` says what the quality is measured on and what is demanded of it (None:
-    not measured). Raises HRMEdgeError for anything amiss with the checkpoint, the options or the
-    disk, and for a bundle that falls short of `gate`; `out` is then as it was.
+    The bits and the group size are those of `Recipe` and concern ONNX; a whole `recipe` replaces
+    them, and what it calibrates is kept in `work`, so that an interrupted export can go on.
+    `gguf_type` names the type of a GGUF's tensors. `max_seq_len` bounds prompt and answer together,
+    in tokens (default: what the model allows). `gate` says what the quality is measured on and what
+    is demanded of it (None: not measured). Raises HRMEdgeError for anything amiss with the
+    checkpoint, the options or the disk, and for a bundle that falls short of `gate`; `out` is then
+    as it was.
     """
     if target == "onnx":
-        from .target_onnx import write_onnx
-
-        recipe = Recipe(bits, group_size, head_bits, embedding_bits, kv_bits, dtype)
-        write = partial(write_onnx, recipe=recipe)
+        recipe = recipe or Recipe(bits, group_size, head_bits, embedding_bits, kv_bits, dtype)
+        write = partial(_write_onnx, recipe=recipe, work=work)
     elif target == "gguf":
         from .target_gguf import write_gguf
 
@@ -65,6 +67,23 @@ def export(
             gate.check(quality)
             replace(written.manifest, quality=quality).write(directory)
     return Bundle.open(out)
+
+
+def _write_onnx(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    recipe: Recipe,
+    work: str | Path | None,
+    max_seq_len: int,
+) -> None:
+    from .plan import make_plan
+    from .rotation import rotate
+    from .target_onnx import write_onnx
+
+    turned = rotate(checkpoint) if recipe.rotate else checkpoint
+    plan = make_plan(turned, recipe, Path(work) if work else None)
+    write_onnx(turned, out, plan=plan, max_seq_len=max_seq_len)
 
 
 def _open(source: Path, scratch: Path) -> Checkpoint:

@@ -65,7 +65,9 @@ class Batch:
         for length in np.unique(lengths):
             members = np.flatnonzero(lengths == length)
             rows = starts[members, None] + np.arange(length)
-            prefix = np.array([len(samples[m].prompt) if prefix_lm else 0 for m in members])
+            prefix = np.array(
+                [len(samples[m].prompt) if prefix_lm else 0 for m in members.tolist()]
+            )
             inside = np.arange(length) < prefix[:, None]
             both = inside[:, :, None] & inside[:, None, :]
             groups.append((rows, both | np.tri(length, dtype=bool)))

@@ -1,17 +1,76 @@
-"""Scales of a quantized KV cache, from the weights alone.
+"""Scales of a quantized KV cache: from the weights alone, or fitted to calibration samples.
 
-The input of every projection has unit RMS (MagicNorm), so key channel c has a standard deviation
-near the norm of its weight row, whatever the data. Rotary embeddings turn channel i with channel
-i + head_dim / 2, so both get the larger norm of the two.
+Without data: the input of every projection has unit RMS (MagicNorm), so key channel c has a
+standard deviation near the norm of its weight row, whatever the data. Rotary embeddings turn
+channel i with channel i + head_dim / 2, so both get the larger norm of the two.
+
+With data, each slot gets scales of its own: passes share weights and not what they put into the
+cache. K is taken after the rotary embedding, which is how the kernel stores it.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from hrm_edge.config import HRMTextConfig
 
+from .forward import Variant
+
 # The range that the codes cover, in standard deviations. Eight bits can afford to clip next to
 # nothing; four bits cannot, and clip what a normal distribution exceeds once in 16,000 values.
 RANGE = {8: 12.0, 4: 4.0}
+FRACTIONS = {8: (1.0, 1.1, 1.25), 4: tuple(np.linspace(0.4, 1.1, 15))}  # of the largest value
+
+
+@dataclass(frozen=True)
+class CacheScales:
+    """Of one slot: K and V scales, float32 [heads, 1, head_dim] each."""
+
+    k: np.ndarray
+    v: np.ndarray
+
+
+class FittedCache(Variant):
+    """Runs the model of `values` and finds for each slot the scales of least squared error.
+
+    K and V are rounded on as they are found, so that later passes see what attention will read.
+    """
+
+    def __init__(
+        self, config: HRMTextConfig, values: Callable[[str], np.ndarray | None], kv_bits: int
+    ) -> None:
+        self._config, self._values, self._bits = config, values, kv_bits
+        self.scales: dict[int, CacheScales] = {}
+
+    def weight(self, name: str, turn: int) -> np.ndarray | None:
+        return self._values(name)
+
+    def cache(
+        self, name: str, turn: int, k: np.ndarray, v: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        slot = turn * self._config.layers_per_stack + int(name.split(".")[3])
+        found = CacheScales(*(fit(x, self._bits)[:, None, :] for x in (k, v)))
+        self.scales[slot] = found
+        return round_cache(k, found.k, self._bits), round_cache(v, found.v, self._bits)
+
+
+def fit(x: np.ndarray, bits: int) -> np.ndarray:
+    """The scale of each channel of x [T, heads, head_dim] with the least squared error."""
+    top = (1 << (bits - 1)) - 1
+    largest = np.maximum(np.abs(x).max(axis=0), 1e-6)
+    best, scales = np.full(largest.shape, np.inf), largest
+    for fraction in FRACTIONS[bits]:
+        trial = (largest * fraction / top).astype(np.float32)
+        error = np.square(round_cache(x, trial[:, None, :], bits) - x).sum(axis=0)
+        best, scales = np.minimum(best, error), np.where(error < best, trial, scales)
+    return scales.astype(np.float32)
+
+
+def round_cache(x: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
+    """x [T, heads, head_dim] as attention reads it back; scale [heads, 1, head_dim]."""
+    step, end = scale[:, 0], 1 << (bits - 1)
+    return np.clip(np.rint(x / step), -end, end - 1) * step
 
 
 def kv_scales(

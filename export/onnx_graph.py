@@ -284,8 +284,7 @@ def _grouped_query_attention(
     past = [g.past[name] for name in names]
     scales, attributes = [], {}
     if g.kv_bits < 16:
-        projection = name + "attn.gqkv_proj.weight"
-        scales = [None, arrays[projection + ".k_scale"], arrays[projection + ".v_scale"]]
+        scales = [None, *g.weights.caches[slot]]
         attributes = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
         attributes |= {"kv_cache_bit_width": g.kv_bits}
     lengths = (call.seqlens_k, call.total)
@@ -333,6 +332,7 @@ def _linear(g: _Graph, x: ir.Value, name: str) -> ir.Value:
         x,
         weight.values,
         weight.scales,
+        *(() if weight.zero_points is None else (weight.zero_points,)),
         N=n,
         K=k,
         bits=weight.bits,

@@ -1,6 +1,6 @@
 """The external data file of an ONNX model, written tensor by tensor, each shared weight once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +23,28 @@ class Weight:
     group_size: int
     values: ir.Value
     scales: ir.Value | None = None
+    zero_points: ir.Value | None = None
 
 
 @dataclass
 class Weights:
-    """What the graph is built over: linears and tables by hub name, and plain arrays by name."""
+    """What the graph is built over: linears and tables by hub name, and plain arrays by name.
+
+    `caches` are the K and V scales of each cache slot, if the cache is quantized.
+    """
 
     linears: dict[str, Weight]
     arrays: dict[str, ir.Value]
+    caches: dict[int, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     def initializers(self) -> list[ir.Value]:
         """All initializers of the graph, each once."""
-        values = dict.fromkeys(self.arrays.values())
+        values = dict.fromkeys(
+            [*self.arrays.values(), *(s for c in self.caches.values() for s in c)]
+        )
         for weight in self.linears.values():
-            values |= dict.fromkeys(v for v in (weight.values, weight.scales) if v is not None)
+            parts = (weight.values, weight.scales, weight.zero_points)
+            values |= dict.fromkeys(v for v in parts if v is not None)
         return list(values)
 
 
@@ -76,16 +84,18 @@ class WeightFile:
         weight: np.ndarray,
         bits: int,
         group_size: int,
-        kept: tuple[np.ndarray, np.ndarray] | None = None,
+        quantized: Quantized | None = None,
     ) -> Weight:
-        """Append a linear's float32 [N, K] weight with `bits`; codes and scales `kept` as such."""
+        """Append a linear's float32 [N, K] weight with `bits`, or as it was `quantized` already."""
         n, k = weight.shape
         if bits >= 16:
             return Weight((n, k), bits, group_size, self.array(name, weight))
-        quantized = Quantized(*kept) if kept else quantize(weight, bits, group_size)
+        quantized = quantized or quantize(weight, bits, group_size)
         codes = self.array(name + ".codes", quantized.codes)
         scales = self.array(name + ".scales", quantized.scales)
-        return Weight((n, k), bits, group_size, codes, scales)
+        zeros = quantized.zero_points
+        points = None if zeros is None else self.array(name + ".zero_points", zeros)
+        return Weight((n, k), bits, group_size, codes, scales, points)
 
     def table(self, name: str, weight: np.ndarray, scale: float, bits: int, group: int) -> Weight:
         """Append an embedding [V, D]; quantized, its rows are `scale` times the weight's."""

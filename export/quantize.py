@@ -71,7 +71,7 @@ def quantize(weight: np.ndarray, bits: int, group_size: int, symmetric: bool = T
         chosen = found.codes(grouped(weight[part], group_size), inverse)
         packed = found.quantized(chosen, symmetric)
         codes[part], scales[part] = packed.codes, packed.scales
-        if zeros is not None:
+        if zeros is not None and packed.zero_points is not None:
             zeros[part] = packed.zero_points
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

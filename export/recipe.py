@@ -1,12 +1,86 @@
-"""What to quantize and how finely; nothing of how it is done."""
+"""What to quantize, how finely and by which method; nothing of how it is done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from hrm_edge.errors import HRMEdgeError
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 DTYPES = {"fp32": ("float32", 32), "fp16": ("float16", 16)}  # numpy's name, bits
 QUANTIZABLE = ("bits", "head_bits", "embedding_bits", "kv_bits")
+PASSES = ("equal", "late", "first", "last")
+STAGES = ("linear", "layer", "stack", "model")
+ORDERS = ("LH", "HL")
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        known = ", ".join(map(str, allowed))
+        raise HRMEdgeError(f"{name} is {value!r}, expected one of {known}")
+
+
+@dataclass(frozen=True)
+class RTN:
+    """Round to nearest on grids whose scales are searched for the least squared error."""
+
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class HQQ:
+    """Half-quadratic quantization: zero points fitted with a p-norm, without data."""
+
+    iterations: int = 20
+    p: float = 0.7
+    beta: float = 10.0
+    growth: float = 1.01
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """Rounding that minimizes each linear's output error over all passes that use it.
+
+    passes: which passes' inputs count (equal; late: the last cycle four times; first or last only).
+    stage: what is quantized before inputs are taken anew; order: which stack comes first. rounds:
+    how often all is done, each time with inputs from the model as quantized before. drift: whether
+    weights also make up for the difference between these inputs and the original's.
+    """
+
+    symmetric: bool = True
+    damping: float = 0.01
+    passes: str = "equal"
+    stage: str = "layer"
+    order: str = "LH"
+    rounds: int = 1
+    drift: float = 0.0
+
+    def __post_init__(self) -> None:
+        _one_of("gptq passes", self.passes, PASSES)
+        _one_of("gptq stage", self.stage, STAGES)
+        _one_of("gptq order", self.order, ORDERS)
+        if not self.damping > 0 or self.rounds < 1:
+            raise HRMEdgeError(
+                f"gptq damping is {self.damping} and rounds {self.rounds}, expected more than 0"
+            )
+
+
+Method = RTN | HQQ | GPTQ
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The samples that data-driven choices look at: JSONL `data` (None: the shipped prompts).
+
+    At most `tokens` tokens are used, drawn with `seed`.
+    """
+
+    data: Path | None = None
+    tokens: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise HRMEdgeError(f"calibration tokens is {self.tokens}, expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -14,7 +88,10 @@ class Recipe:
     """Bits of the stacks' linears, of head, embedding and KV cache: 4, 8, or those of `dtype`.
 
     `group_size` weights along a row share a scale. `dtype`, fp32 or fp16, is that of activations,
-    scales, and whatever is not quantized. Raises HRMEdgeError for any other value.
+    scales, and whatever is not quantized. `rotate` turns the residual stream by a Hadamard matrix
+    first, which changes nothing but how well weights round. `target_bits` above `bits` gives 8 bits
+    to the linears that need them most. `calibrate_kv` fits the KV cache's scales to the calibration
+    samples. Raises HRMEdgeError for any other value.
     """
 
     bits: int = 4
@@ -23,6 +100,11 @@ class Recipe:
     embedding_bits: int = 4
     kv_bits: int = 8
     dtype: str = "fp32"
+    method: Method = field(default_factory=RTN)
+    rotate: bool = False
+    target_bits: float | None = None
+    calibrate_kv: bool = False
+    calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -34,8 +116,32 @@ class Recipe:
                 known = ", ".join(map(str, values))
                 with_dtype = f" with dtype {self.dtype}" if name in allowed else ""
                 raise HRMEdgeError(f"{name} is {value!r}, expected one of {known}{with_dtype}")
+        if self.target_bits is not None and not self.bits <= self.target_bits <= 8:
+            raise HRMEdgeError(f"target_bits is {self.target_bits}, expected {self.bits} to 8")
 
     @property
     def numpy_dtype(self) -> str:
         """`dtype` by numpy's name."""
         return DTYPES[self.dtype][0]
+
+    @property
+    def method_name(self) -> str:
+        """The method's name in a manifest."""
+        kind = type(self.method).__name__.lower()
+        return kind if getattr(self.method, "symmetric", True) else f"{kind}-asym"
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration samples are looked at."""
+        fitted = self.calibrate_kv and self.kv_bits < 16
+        return isinstance(self.method, GPTQ) or self.target_bits is not None or fitted
+
+
+METHODS: dict[str, Method] = {"rtn": RTN(), "rtn-asym": RTN(symmetric=False), "hqq": HQQ()}
+METHODS |= {"gptq": GPTQ(), "gptq-asym": GPTQ(symmetric=False)}
+
+
+def named_method(name: str) -> Method:
+    """The method of that name. Raises HRMEdgeError naming the known ones."""
+    _one_of("method", name, tuple(METHODS))
+    return METHODS[name]

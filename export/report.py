@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 2048  # rows of one numpy forward
 KEEP_BYTES = 1 << 28  # models up to this size in float32 are held in memory, larger ones streamed
-WORK = 1.3e11  # multiplications that the report at export may cost for each source
+WORK = 5e11  # multiplications that the report at export may cost for each model it runs
 MOST_TOKENS = 1024
 
 
@@ -35,6 +35,7 @@ MOST_TOKENS = 1024
 class Gate:
     """What `export` measures and demands. `tokens` of the prompts are used (None: by model size).
 
+    sources: whether each source of error is measured alone (None: where the model is small).
     max_kl: the most mean KL divergence in nats; min_top1: the least share of equal top tokens.
     """
 
@@ -42,6 +43,7 @@ class Gate:
     max_kl: float | None = None
     min_top1: float | None = None
     tokens: int | None = None
+    sources: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_kl is not None and not self.max_kl >= 0:
@@ -76,15 +78,15 @@ def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, An
     if not (checkpoint.path / "tokenizer.json").is_file():
         return {"skipped": "the checkpoint has no tokenizer"}
     name, lines = read_prompts(gate.data, "test")
-    if gate.data is None:  # so that a small budget still holds several of them
-        lines.sort(key=lambda line: len(line.instruction) + len(line.response))
+    if gate.data is None:  # so that a small budget goes to answers, which are what is scored
+        lines.sort(key=lambda line: len(line.instruction) / len(line.response))
     budget = gate.tokens or max(1, min(MOST_TOKENS, int(WORK / config.weights_per_token)))
     limits = Limits(bundle.manifest.max_seq_len, budget)
     samples = tokenize_prompts(lines, Tokenizer(bundle.path), config.vocab_size, limits)
     if not samples:
         return {"skipped": f"no line of {name} fits max_seq_len {limits.longest}"}
     with status("measure"):
-        measured = measure(checkpoint, bundle.path / "model.onnx", samples)
+        measured = measure(checkpoint, bundle, samples, gate.sources)
     return {"data": name, "samples": len(samples), "tokens": _count(samples)} | measured
 
 
@@ -109,20 +111,19 @@ def evaluate(
     samples = tokenize_prompts(lines, Tokenizer(path), config.vocab_size, limits)
     if not samples:
         raise HRMEdgeError(f"{name}: no line fits max_seq_len {limits.longest}")
-    model = path / "model.onnx"
     about = {"data": name, "samples": len(samples), "tokens": _count(samples)}
     if reference is None:
         if gate.demands or plot:
             raise HRMEdgeError(
                 "max_kl, min_top1 and plot need the original: --reference CHECKPOINT"
             )
-        return about | {"bundle": _alone(model, samples)}
+        return about | {"bundle": _alone(path / "model.onnx", samples)}
     from hrm_edge.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(reference)
     if checkpoint.config.tensor_shapes() != config.tensor_shapes():
         raise HRMEdgeError(f"{reference}: its tensors are not those that {path} was made from")
-    return about | measure(checkpoint, model, samples)
+    return about | measure(checkpoint, bundle, samples, gate.sources is not False)
 
 
 def _alone(model: Path, samples: Sequence[Sample]) -> dict[str, float]:
@@ -132,20 +133,32 @@ def _alone(model: Path, samples: Sequence[Sample]) -> dict[str, float]:
     return _shown(tally.figures())
 
 
-def measure(checkpoint: "Checkpoint", model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Figures of reference, bundle and each source of error, on `samples`."""
+def measure(
+    checkpoint: "Checkpoint",
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    alone: bool | None = None,
+) -> dict[str, Any]:
+    """Figures of reference, bundle and (with `alone`) each source of error, on `samples`.
+
+    The bundle is loaded after the first numpy forward, so that both are never at their peak.
+    """
+    from .rotation import as_stored
     from .stored import StoredModel
     from .variants import Source, present
 
+    model = bundle.path / "model.onnx"
     stored = StoredModel(model, checkpoint.config)
-    sources = present(stored)
+    alone = is_small(checkpoint.config) if alone is None else alone
+    sources = present(stored) if alone else ()
     variants = [Variant(), *(Source(stored, source) for source in sources)]
-    runner = Runner(model, max(len(sample.inputs) for sample in samples))
+    runner, longest = None, max(len(sample.inputs) for sample in samples)
     tallies = [Tally() for _ in range(len(variants) + 1)]
-    read = reader(checkpoint)
+    read = reader(as_stored(checkpoint, bundle.manifest))
     for part in batches(samples):
         batch = Batch.of(part, checkpoint.config.prefix_lm)
         logits = predict(checkpoint.config, read, batch, variants)
+        runner = runner or Runner(model, longest)
         logits.append(np.concatenate([runner.logits(sample) for sample in part]))
         for tally, found in zip(tallies, logits, strict=True):
             tally.add(found, batch.targets, batch.answers, logits[0])
@@ -167,10 +180,15 @@ def predict(
 
 def reader(checkpoint: "Checkpoint") -> Read:
     """Reads tensors by name, and keeps those of a small model."""
-    if 4 * sum(checkpoint.config.parameters.values()) > KEEP_BYTES:
+    if not is_small(checkpoint.config):
         return checkpoint.float32
     kept = {name: checkpoint.float32(name) for name in checkpoint.names()}
     return kept.__getitem__
+
+
+def is_small(config: HRMTextConfig) -> bool:
+    """Whether all weights are held in memory at once."""
+    return 4 * sum(config.parameters.values()) <= KEEP_BYTES
 
 
 def batches(samples: Sequence[Sample], tokens: int = BATCH_TOKENS) -> Iterator[list[Sample]]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from hrm_edge.config import HRMTextConfig
 
 from .forward import EMBEDDING, HEAD
+from .kv_scales import round_cache
 from .quantize import Quantized, dequantize
 
 CODES = (".head_codes", ".codes")
@@ -36,11 +37,7 @@ class StoredCache:
 
     def round(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """k and v [T, heads, head_dim] as attention reads them back."""
-        return self._round(k, self.k_scale), self._round(v, self.v_scale)
-
-    def _round(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        step, end = scale[:, 0], 1 << (self.bits - 1)
-        return np.clip(np.rint(x / step), -end, end - 1) * step
+        return round_cache(k, self.k_scale, self.bits), round_cache(v, self.v_scale, self.bits)
 
 
 class StoredModel:

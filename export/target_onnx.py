@@ -17,22 +17,25 @@ from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import track
 
-from .kv_scales import kv_scales
+from .kv_scales import CacheScales, kv_scales
 from .onnx_graph import build_model
 from .onnx_weights import Weight, WeightFile, Weights
+from .plan import Plan
+from .quantize import Quantized
 from .recipe import Recipe
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 EMBEDDING, HEAD, Z_L_INIT = "model.embed_tokens.weight", "lm_head.weight", "model.z_L_init"
 
 
-def write_onnx(checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len: int) -> None:
+def write_onnx(checkpoint: Checkpoint, out: Path, *, plan: Plan, max_seq_len: int) -> None:
     """Write the bundle of `checkpoint` into the empty directory `out`."""
+    recipe = plan.recipe
     config = checkpoint.config
     if config.head_dim % 8:
         raise HRMEdgeError(f"head_dim is {config.head_dim}; the ONNX target needs a multiple of 8")
     with WeightFile(out / DATA, recipe.numpy_dtype) as file:
-        weights = _store(checkpoint, file, recipe, max_seq_len)
+        weights = _store(checkpoint, file, plan, max_seq_len)
     ir.save(build_model(config, weights, recipe.kv_bits), out / MODEL)
     copy_tokenizer(checkpoint.path, out)
     genai = json.dumps(genai_config(config, checkpoint.eos_token_ids(), max_seq_len), indent=2)
@@ -42,7 +45,14 @@ def write_onnx(checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len
         target="onnx",
         model=config,
         quantization=Quantization(
-            recipe.bits, recipe.group_size, recipe.head_bits, table.bits, recipe.numpy_dtype
+            recipe.bits,
+            recipe.group_size,
+            recipe.head_bits,
+            table.bits,
+            recipe.numpy_dtype,
+            method=recipe.method_name,
+            rotated=recipe.rotate,
+            mean_bits=plan.mean_bits(config),
         ),
         kv_cache=KVCache.of(config, recipe.kv_bits),
         max_seq_len=max_seq_len,
@@ -52,8 +62,8 @@ def write_onnx(checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len
     ).write(out)
 
 
-def _store(checkpoint: Checkpoint, file: WeightFile, recipe: Recipe, max_seq_len: int) -> Weights:
-    config = checkpoint.config
+def _store(checkpoint: Checkpoint, file: WeightFile, plan: Plan, max_seq_len: int) -> Weights:
+    config, recipe = checkpoint.config, plan.recipe
     weights = Weights({}, _constants(config, file, max_seq_len))
     for name in track(checkpoint.names(), "quantize"):
         tensor = checkpoint.float32(name)
@@ -62,16 +72,37 @@ def _store(checkpoint: Checkpoint, file: WeightFile, recipe: Recipe, max_seq_len
         elif name == EMBEDDING:
             weights.linears |= _tables(config, file, recipe, tensor)
         else:
-            bits = recipe.head_bits if name == HEAD else recipe.bits
+            bits = recipe.head_bits if name == HEAD else plan.bits_of(name)
             kept = checkpoint.codes(name, bits, recipe.group_size)
-            weights.linears[name] = file.weight(name, tensor, bits, recipe.group_size, kept)
+            codes = Quantized(*kept) if kept else None
+            if codes is None and name != HEAD and bits < 16:
+                codes = plan.quantized(name, tensor)
+            weights.linears[name] = file.weight(name, tensor, bits, recipe.group_size, codes)
             if "gqkv" in name and recipe.kv_bits < 16:
-                for part, scale in zip(
-                    "kv", kv_scales(config, tensor, recipe.kv_bits), strict=True
-                ):
-                    key = f"{name}.{part}_scale"
-                    weights.arrays[key] = file.array(key, scale, exact=True)
+                weights.caches |= _cache_scales(config, file, plan, name, tensor)
     return weights
+
+
+def _cache_scales(
+    config: HRMTextConfig, file: WeightFile, plan: Plan, name: str, gqkv: np.ndarray
+) -> dict[int, tuple[ir.Value, ir.Value]]:
+    """K and V scales of every slot that the projection `name` fills: fitted, or shared by all."""
+    module, layer = name.split(".")[1], int(name.split(".")[3])
+    slots = [
+        turn * config.layers_per_stack + layer
+        for turn, stack in enumerate(config.passes)
+        if module == f"{stack}_module"
+    ]
+    if plan.caches:
+        return {slot: _pair(file, str(slot), plan.caches[slot]) for slot in slots}
+    shared = CacheScales(*kv_scales(config, gqkv, plan.recipe.kv_bits))
+    return dict.fromkeys(slots, _pair(file, name, shared))
+
+
+def _pair(file: WeightFile, name: str, scales: CacheScales) -> tuple[ir.Value, ir.Value]:
+    """K and V scales; the kernel takes them as float32 only."""
+    k = file.array(f"{name}.k_scale", scales.k, exact=True)
+    return k, file.array(f"{name}.v_scale", scales.v, exact=True)
 
 
 def _constants(config: HRMTextConfig, file: WeightFile, length: int) -> dict[str, ir.Value]:

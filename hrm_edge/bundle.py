@@ -31,6 +31,9 @@ class Quantization:
     """How the weights are stored; group_size of them share a scale.
 
     Bits of 32 or 16 mean `dtype`, which activations and scales have too.
+
+    `mean_bits` is that of the stacks' linears, where some have more than `bits`; `rotated` says
+    that the residual stream is turned (export/rotation.py), which only a comparison needs to know.
     """
 
     bits: int
@@ -38,6 +41,9 @@ class Quantization:
     head_bits: int
     embedding_bits: int
     dtype: str = "float32"
+    method: str = "rtn"
+    rotated: bool = False
+    mean_bits: float | None = None
 
 
 @dataclass(frozen=True)

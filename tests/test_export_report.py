@@ -191,6 +191,6 @@ def test_the_shipped_prompts_are_short_and_apart() -> None:
 
 
 def test_measure_is_repeatable(shared_checkpoint: Path, shared_bundle: Path) -> None:
-    checkpoint = Checkpoint.open(shared_checkpoint)
-    found = [measure(checkpoint, shared_bundle / "model.onnx", random_samples(4)) for _ in "ab"]
+    checkpoint, bundle = Checkpoint.open(shared_checkpoint), Bundle.open(shared_bundle)
+    found = [measure(checkpoint, bundle, random_samples(4)) for _ in "ab"]
     assert found[0] == found[1]

@@ -1,0 +1,255 @@
+"""A recipe applied to a checkpoint: which bits each linear gets, and its codes.
+
+Round-to-nearest and HQQ look at one weight at a time and are done as the weights stream by. What
+needs calibration samples is done here beforehand, with all quantized weights in memory as codes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hrm_edge.checkpoint import Checkpoint
+from hrm_edge.config import STACKS, HRMTextConfig
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.progress import track
+from hrm_edge.prompt import Tokenizer
+from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
+
+from .forward import EMBEDDING, Batch, forward
+from .gptq import gptq
+from .hessians import corrected, moments
+from .hqq import hqq
+from .kv_scales import CacheScales, FittedCache
+from .quantize import Quantized, dequantize, quantize
+from .recipe import GPTQ, HQQ, Calibration, Recipe
+from .report import is_small, reader
+from .sensitivity import wider
+
+LINEARS = ("attn.gqkv_proj", "attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What calibration has decided. Linears that are not in `codes` are rounded one by one."""
+
+    recipe: Recipe
+    bits: dict[str, int] = field(default_factory=dict)
+    codes: dict[str, Quantized] = field(default_factory=dict)
+    caches: dict[int, CacheScales] = field(default_factory=dict)
+
+    def bits_of(self, name: str) -> int:
+        """The bits of a stack's linear."""
+        return self.bits.get(name, self.recipe.bits)
+
+    def mean_bits(self, config: HRMTextConfig) -> float | None:
+        """Bits of the stacks' linears on average, if not all have the same."""
+        if not self.bits:
+            return None
+        shapes = config.tensor_shapes()
+        sizes = {n: np.prod(s) for n, s in shapes.items() if "_module" in n}
+        total = sum(size * self.bits_of(n) for n, size in sizes.items())
+        return round(float(total / sum(sizes.values())), 4)
+
+    def quantized(self, name: str, weight: np.ndarray) -> Quantized:
+        """The linear `name` as it is to be stored."""
+        if name in self.codes:
+            return self.codes[name]
+        return round_weight(weight, self.bits_of(name), self.recipe)
+
+
+def round_weight(weight: np.ndarray, bits: int, recipe: Recipe) -> Quantized:
+    """Quantize one weight without data; 8 bits are rounded to nearest whatever the method."""
+    method = recipe.method
+    if isinstance(method, HQQ) and bits == 4:
+        return hqq(weight, bits, recipe.group_size, method)
+    return quantize(
+        weight, bits, recipe.group_size, getattr(method, "symmetric", True) or bits == 8
+    )
+
+
+def make_plan(checkpoint: Checkpoint, recipe: Recipe, work: Path | None = None) -> Plan:
+    """Decide all that needs calibration samples; nothing if the recipe needs none.
+
+    `work` is a directory that keeps the linears that are done, so that an interrupted run goes on.
+    Raises HRMEdgeError if the recipe quantizes no linear, or no sample can be used.
+    """
+    if not recipe.needs_data:
+        return Plan(recipe)
+    if recipe.bits >= 16 and (isinstance(recipe.method, GPTQ) or recipe.target_bits is not None):
+        raise HRMEdgeError("bits is 32, so no linear is quantized; use bits 4 or 8, or method rtn")
+    samples = calibration_samples(checkpoint, recipe.calibration)
+    run = _Calibrated(checkpoint, recipe, samples, work)
+    bits = run.choose_bits() if recipe.target_bits is not None else {}
+    codes = run.gptq(bits) if isinstance(recipe.method, GPTQ) else {}
+    caches = run.fit_cache(bits, codes) if recipe.calibrate_kv and recipe.kv_bits < 16 else {}
+    return Plan(recipe, bits, codes, caches)
+
+
+def calibration_samples(checkpoint: Checkpoint, calibration: Calibration) -> list[Sample]:
+    """The samples that `calibration` names, in a random order of its own."""
+    name, lines = read_prompts(calibration.data, "calibration")
+    order = np.random.default_rng(calibration.seed).permutation(len(lines))
+    config = checkpoint.config
+    limits = Limits(config.max_position_embeddings, calibration.tokens)
+    samples = tokenize_prompts(
+        [lines[i] for i in order], Tokenizer(checkpoint.path), config.vocab_size, limits
+    )
+    if not samples:
+        longest = config.max_position_embeddings
+        raise HRMEdgeError(f"{name}: no line fits the model's {longest} positions")
+    return samples
+
+
+def stages(config: HRMTextConfig, method: GPTQ) -> Iterator[tuple[str, ...]]:
+    """Groups of linears that are quantized on the same inputs, in order."""
+    stacks = STACKS if method.order == "LH" else STACKS[::-1]
+    layers = [[_linears(stack, i) for i in range(config.layers_per_stack)] for stack in stacks]
+    for stack in layers:
+        if method.stage == "stack":
+            yield tuple(name for layer in stack for name in layer)
+        for layer in stack:
+            if method.stage == "layer":
+                yield layer
+            if method.stage == "linear":
+                yield from ((name,) for name in layer)
+    if method.stage == "model":
+        yield tuple(name for stack in layers for layer in stack for name in layer)
+
+
+def _linears(stack: str, layer: int) -> tuple[str, ...]:
+    return tuple(f"model.{stack}_module.layers.{layer}.{part}.weight" for part in LINEARS)
+
+
+class _Values:
+    """Quantized weights as float32, kept for a small model and made anew for a large one."""
+
+    def __init__(self, config: HRMTextConfig, bits_of: Callable[[str], int]) -> None:
+        self._shapes, self._bits_of = config.tensor_shapes(), bits_of
+        self._keep = is_small(config)
+        self._kept: dict[str, np.ndarray] = {}
+        self.codes: dict[str, Quantized] = {}
+        self.embedding: np.ndarray | None = None
+
+    def put(self, name: str, quantized: Quantized) -> None:
+        self.codes[name] = quantized
+        self._kept.pop(name, None)
+
+    def __call__(self, name: str) -> np.ndarray | None:
+        if name == EMBEDDING:
+            return self.embedding
+        if name not in self.codes:
+            return None
+        if name in self._kept:
+            return self._kept[name]
+        columns = self._shapes[name][1]
+        values = dequantize(self.codes[name], self._bits_of(name), columns)
+        if self._keep:
+            self._kept[name] = values
+        return values
+
+
+class _Calibrated:
+    """One checkpoint, one recipe and the samples to fit it to."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[Sample], work: Path | None
+    ) -> None:
+        self.checkpoint, self.recipe = checkpoint, recipe
+        self.config, self.read = checkpoint.config, reader(checkpoint)
+        self.samples, self.batch = samples, Batch.of(samples, checkpoint.config.prefix_lm)
+        self._done = None if work is None else _Done(work, checkpoint, recipe)
+
+    def choose_bits(self) -> dict[str, int]:
+        """8 for the linears that profit most, as far as target_bits allows."""
+        assert self.recipe.target_bits is not None
+        chosen = wider(self.config, self.read, self.samples, self._round, self.recipe)
+        return dict.fromkeys(chosen, 8)
+
+    def gptq(self, bits: dict[str, int]) -> dict[str, Quantized]:
+        """Every linear of the stacks, stage by stage."""
+        recipe, method = self.recipe, self.recipe.method
+        assert isinstance(method, GPTQ)
+        values = self._values(bits)
+        steps = [names for _ in range(method.rounds) for names in stages(self.config, method)]
+        for i, names in enumerate(track(steps, "calibrate")):
+            todo = [name for name in names if not self._restore(i, name, values)]
+            if not todo:
+                continue
+            found = moments(self.config, self.read, self.batch, values, frozenset(todo), method)
+            for name in track(todo, "gptq") if len(steps) == 2 else todo:
+                weight, hessian = self.read(name), found[0][name]
+                if method.drift:
+                    weight = corrected(weight, hessian, found[1][name], method)
+                width = bits.get(name, recipe.bits)
+                done = gptq(
+                    weight, hessian, width, recipe.group_size, method.symmetric, method.damping
+                )
+                values.put(name, done)
+                if self._done is not None:
+                    self._done.save(i, name, done)
+        return values.codes
+
+    def fit_cache(
+        self, bits: dict[str, int], codes: dict[str, Quantized]
+    ) -> dict[int, CacheScales]:
+        """Scales of each cache slot, fitted to what the quantized model puts there."""
+        values = self._values(bits)
+        for name in (n for step in stages(self.config, GPTQ(stage="layer")) for n in step):
+            if self.recipe.bits < 16:
+                values.put(name, codes.get(name) or self._round(name, bits.get(name)))
+        fitted = FittedCache(self.config, values, self.recipe.kv_bits)
+        forward(self.config, self.read, self.batch, [fitted])
+        return fitted.scales
+
+    def _values(self, bits: dict[str, int]) -> _Values:
+        values = _Values(self.config, lambda name: bits.get(name, self.recipe.bits))
+        recipe, table = self.recipe, self.read(EMBEDDING)
+        width = recipe.head_bits if self.config.tie_word_embeddings else recipe.embedding_bits
+        if width < 16:
+            rounded = quantize(table, width, recipe.group_size)
+            values.embedding = dequantize(rounded, width, table.shape[1])
+        return values
+
+    def _round(self, name: str, bits: int | None = None) -> Quantized:
+        return round_weight(self.read(name), bits or self.recipe.bits, self.recipe)
+
+    def _restore(self, step: int, name: str, values: _Values) -> bool:
+        found = None if self._done is None else self._done.load(step, name)
+        if found is not None:
+            values.put(name, found)
+        return found is not None
+
+
+class _Done:
+    """Finished linears as files, under a name that tells checkpoint and recipe apart."""
+
+    def __init__(self, work: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
+        stamp = [
+            (f.name, f.stat().st_size, f.stat().st_mtime_ns)
+            for f in sorted(set(checkpoint.files.values()))
+        ]
+        data = recipe.calibration.data
+        stamp.append(None if data is None else data.read_bytes())
+        key = hashlib.sha256(repr((recipe, stamp)).encode()).hexdigest()[:16]
+        self._directory = work / key
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def save(self, step: int, name: str, quantized: Quantized) -> None:
+        parts = {k: v for k, v in vars(quantized).items() if v is not None}
+        path = self._path(step, name)
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, **parts)
+        partial.rename(path)
+
+    def load(self, step: int, name: str) -> Quantized | None:
+        path = self._path(step, name)
+        if not path.is_file():
+            return None
+        with np.load(path) as parts:
+            return Quantized(**{key: parts[key] for key in parts.files})
+
+    def _path(self, step: int, name: str) -> Path:
+        return self._directory / f"{step}-{name}.npz"
