@@ -5,7 +5,7 @@ gets wrong in one pass is in the inputs of the next. So the moments come from a 
 are already quantized as far as they are, and are summed over the passes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -82,12 +82,12 @@ def moments(
     values: Values,
     names: frozenset[str],
     method: GPTQ,
-) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-    """Hessians of `names` [K, K], and with `method.drift` the cross moments."""
+) -> Moments:
+    """Runs the calibration forward for the linears `names`; cross moments with `method.drift`."""
     found = Moments(values, names, pass_weights(config, method.passes))
     variants = [_Original(found), found] if method.drift else [found]
     forward(config, read, batch, variants)
-    return found.hessians, found.cross
+    return found
 
 
 def corrected(

@@ -20,7 +20,7 @@ from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 
 from .forward import EMBEDDING, Batch, forward
 from .gptq import gptq
-from .hessians import corrected, moments
+from .hessians import Moments, corrected, moments
 from .hqq import hqq
 from .kv_scales import CacheScales, FittedCache
 from .quantize import Quantized, dequantize, quantize
@@ -175,14 +175,16 @@ class _Calibrated:
         values = self._values(bits)
         steps = [names for _ in range(method.rounds) for names in stages(self.config, method)]
         for i, names in enumerate(track(steps, "calibrate")):
-            todo = [name for name in names if not self._restore(i, name, values)]
-            if not todo:
-                continue
-            found = moments(self.config, self.read, self.batch, values, frozenset(todo), method)
+            kept = {name: codes for name in names if (codes := self._restored(i, name))}
+            todo = [name for name in names if name not in kept]
+            found = self._moments(values, frozenset(todo), method) if todo else None
+            for name, codes in kept.items():
+                values.put(name, codes)
             for name in track(todo, "gptq") if len(steps) == 2 else todo:
-                weight, hessian = self.read(name), found[0][name]
+                assert found is not None
+                weight, hessian = self.read(name), found.hessians[name]
                 if method.drift:
-                    weight = corrected(weight, hessian, found[1][name], method)
+                    weight = corrected(weight, hessian, found.cross[name], method)
                 width = bits.get(name, recipe.bits)
                 done = gptq(
                     weight, hessian, width, recipe.group_size, method.symmetric, method.damping
@@ -191,6 +193,9 @@ class _Calibrated:
                 if self._done is not None:
                     self._done.save(i, name, done)
         return values.codes
+
+    def _moments(self, values: _Values, names: frozenset[str], method: GPTQ) -> Moments:
+        return moments(self.config, self.read, self.batch, values, names, method)
 
     def fit_cache(
         self, bits: dict[str, int], codes: dict[str, Quantized]
@@ -216,23 +221,20 @@ class _Calibrated:
     def _round(self, name: str, bits: int | None = None) -> Quantized:
         return round_weight(self.read(name), bits or self.recipe.bits, self.recipe)
 
-    def _restore(self, step: int, name: str, values: _Values) -> bool:
-        found = None if self._done is None else self._done.load(step, name)
-        if found is not None:
-            values.put(name, found)
-        return found is not None
+    def _restored(self, step: int, name: str) -> Quantized | None:
+        return None if self._done is None else self._done.load(step, name)
 
 
 class _Done:
     """Finished linears as files, under a name that tells checkpoint and recipe apart."""
 
     def __init__(self, work: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
-        stamp = [
-            (f.name, f.stat().st_size, f.stat().st_mtime_ns)
-            for f in sorted(set(checkpoint.files.values()))
-        ]
+        files = [f.stat() for f in sorted(set(checkpoint.files.values()))]
         data = recipe.calibration.data
-        stamp.append(None if data is None else data.read_bytes())
+        stamp = (
+            [(s.st_size, s.st_mtime_ns) for s in files],
+            None if data is None else data.read_bytes(),
+        )
         key = hashlib.sha256(repr((recipe, stamp)).encode()).hexdigest()[:16]
         self._directory = work / key
         self._directory.mkdir(parents=True, exist_ok=True)

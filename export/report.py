@@ -78,8 +78,8 @@ def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, An
     if not (checkpoint.path / "tokenizer.json").is_file():
         return {"skipped": "the checkpoint has no tokenizer"}
     name, lines = read_prompts(gate.data, "test")
-    if gate.data is None:  # so that a small budget goes to answers, which are what is scored
-        lines.sort(key=lambda line: len(line.instruction) / len(line.response))
+    if gate.data is None:  # so that a small budget still holds several of them
+        lines.sort(key=lambda line: len(line.instruction) + len(line.response))
     budget = gate.tokens or max(1, min(MOST_TOKENS, int(WORK / config.weights_per_token)))
     limits = Limits(bundle.manifest.max_seq_len, budget)
     samples = tokenize_prompts(lines, Tokenizer(bundle.path), config.vocab_size, limits)
