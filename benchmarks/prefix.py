@@ -48,7 +48,7 @@ class Outcome:
 
 def ours(checkpoint: Path, out: Path, recipe: Recipe) -> Answerer:
     """Answers of our runtime."""
-    model = load(export(checkpoint, out, **vars(recipe)).path, threads=1, max_context=CONTEXT)
+    model = load(export(checkpoint, out, recipe=recipe).path, threads=1, max_context=CONTEXT)
     return lambda q: (
         model.generate(q["instruction"], condition=q["condition"], max_tokens=MOST).text
     )

@@ -105,17 +105,20 @@ def calibration_samples(checkpoint: Checkpoint, calibration: Calibration) -> lis
 
 def stages(config: HRMTextConfig, method: GPTQ) -> Iterator[tuple[str, ...]]:
     """Groups of linears that are quantized on the same inputs, in order."""
+    stage = method.stage
+    if stage == "auto":
+        stage = "linear" if is_small(config) else "stack"
     stacks = STACKS if method.order == "LH" else STACKS[::-1]
     layers = [[_linears(stack, i) for i in range(config.layers_per_stack)] for stack in stacks]
     for stack in layers:
-        if method.stage == "stack":
+        if stage == "stack":
             yield tuple(name for layer in stack for name in layer)
         for layer in stack:
-            if method.stage == "layer":
+            if stage == "layer":
                 yield layer
-            if method.stage == "linear":
+            if stage == "linear":
                 yield from ((name,) for name in layer)
-    if method.stage == "model":
+    if stage == "model":
         yield tuple(name for stack in layers for layer in stack for name in layer)
 
 
@@ -202,7 +205,7 @@ class _Calibrated:
     ) -> dict[int, CacheScales]:
         """Scales of each cache slot, fitted to what the quantized model puts there."""
         values = self._values(bits)
-        for name in (n for step in stages(self.config, GPTQ(stage="layer")) for n in step):
+        for name in (n for step in stages(self.config, GPTQ(stage="model")) for n in step):
             if self.recipe.bits < 16:
                 values.put(name, codes.get(name) or self._round(name, bits.get(name)))
         fitted = FittedCache(self.config, values, self.recipe.kv_bits)

@@ -9,7 +9,7 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 DTYPES = {"fp32": ("float32", 32), "fp16": ("float16", 16)}  # numpy's name, bits
 QUANTIZABLE = ("bits", "head_bits", "embedding_bits", "kv_bits")
 PASSES = ("equal", "late", "first", "last")
-STAGES = ("linear", "layer", "stack", "model")
+STAGES = ("auto", "linear", "layer", "stack", "model")
 ORDERS = ("LH", "HL")
 
 
@@ -41,18 +41,19 @@ class GPTQ:
     """Rounding that minimizes each linear's output error over all passes that use it.
 
     passes: which passes' inputs count (equal; late: the last cycle four times; first or last only).
-    stage: what is quantized before inputs are taken anew; order: which stack comes first. rounds:
-    how often all is done, each time with inputs from the model as quantized before. drift: whether
-    weights also make up for the difference between these inputs and the original's.
+    stage: what is quantized before inputs are taken anew (auto: a linear; in a large model, a
+    stack); order: which stack comes first. rounds: how often all is done, each time with inputs
+    from the model as quantized before. drift: how far weights also make up for the difference
+    between these inputs and the original's, 0 to 1.
     """
 
     symmetric: bool = True
     damping: float = 0.01
     passes: str = "equal"
-    stage: str = "layer"
+    stage: str = "auto"
     order: str = "LH"
     rounds: int = 1
-    drift: float = 0.0
+    drift: float = 1.0
 
     def __post_init__(self) -> None:
         _one_of("gptq passes", self.passes, PASSES)

@@ -55,7 +55,7 @@ def test_quantized_caches_cost_no_more_than_in_the_small_model(tmp_path: Path) -
     error = {}
     for path in (small, large):
         exact, coarse = (
-            load(export(path, path / f"kv{r.kv_bits}", **vars(r)).path, threads=1).session
+            load(export(path, path / f"kv{r.kv_bits}", recipe=r).path, threads=1).session
             for r in (FLOAT, replace(FLOAT, kv_bits=4))
         )
         for session in (exact, coarse):

@@ -38,8 +38,8 @@ def divergence(expected: np.ndarray, got: np.ndarray) -> float:
 @pytest.mark.parametrize("tied", [False, True])
 def test_fp16_differs_from_fp32_by_its_rounding_alone(tmp_path: Path, tied: bool) -> None:
     path = write_model(tmp_path / "model", Shape(layers=2, H=2, L=3, tied=tied))
-    expected = logits(export(path, tmp_path / "fp32", **vars(EXACT32)))
-    got = logits(export(path, tmp_path / "fp16", **vars(EXACT16)))
+    expected = logits(export(path, tmp_path / "fp32", recipe=EXACT32))
+    got = logits(export(path, tmp_path / "fp16", recipe=EXACT16))
     assert got.dtype == np.float32
     assert 0 < np.abs(expected - got).max() / np.abs(expected).max() < 1e-2
 
@@ -55,8 +55,8 @@ def test_fp16_differs_from_fp32_by_its_rounding_alone(tmp_path: Path, tied: bool
 def test_a_trained_model_in_fp16_is_the_model(
     tmp_path: Path, fp32: Recipe, fp16: Recipe, most: float
 ) -> None:
-    expected = logits(export(HRM_TINY, tmp_path / "fp32", **vars(fp32)))
-    got = logits(export(HRM_TINY, tmp_path / "fp16", **vars(fp16)))
+    expected = logits(export(HRM_TINY, tmp_path / "fp32", recipe=fp32))
+    got = logits(export(HRM_TINY, tmp_path / "fp16", recipe=fp16))
     assert (expected.argmax(-1) == got.argmax(-1)).mean() > 0.9
     assert 0 < divergence(expected, got) < most
 
@@ -99,5 +99,5 @@ def test_a_weight_beyond_fp16_is_refused(checkpoint: Path, tmp_path: Path) -> No
     large = tmp_path / "large"
     write_checkpoint(large, source.config, tensors.items(), "float32", checkpoint)
     with pytest.raises(HRMEdgeError, match=r"lm_head\.weight: holds 70000, too large for float16"):
-        export(large, tmp_path / "fp16", **vars(EXACT16))
+        export(large, tmp_path / "fp16", recipe=EXACT16)
     assert not (tmp_path / "fp16").exists()

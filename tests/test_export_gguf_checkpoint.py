@@ -14,6 +14,7 @@ from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.export.gguf_checkpoint import READABLE, GGUFCheckpoint, open_gguf
+from hrm_edge.export.plan import Plan
 from hrm_edge.export.quantize import Quantized, dequantize
 from hrm_edge.export.target_gguf import write_gguf
 from hrm_edge.export.target_onnx import write_onnx
@@ -93,7 +94,7 @@ def test_a_gguf_file_becomes_an_onnx_bundle_that_answers_alike(tmp_path: Path) -
     out = tmp_path / "bundle"
     out.mkdir()
     recipe = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
-    write_onnx(copy, out, recipe=recipe, max_seq_len=64)
+    write_onnx(copy, out, plan=Plan(recipe), max_seq_len=64)
     session = OnnxSession(out, Manifest.read(out), 64, threads=1)
     ids = np.random.default_rng(2).integers(14, VOCAB, 20).tolist()
     with Llama(copy.source, 64, 1, kv="f32", flash="off") as llama:

@@ -301,3 +301,8 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
 def test_methods_have_names() -> None:
     for name in ("rtn", "rtn-asym", "gptq", "gptq-asym"):
         assert Recipe(method=named_method(name)).method_name == name
+
+
+def test_a_fitted_cache_beats_one_from_the_weights(shipped_kl: Callable[..., float]) -> None:
+    fitted = shipped_kl("kv_cache", kv_bits=4, calibrate_kv=True)
+    assert fitted < 0.7 * shipped_kl("kv_cache", kv_bits=4)

@@ -54,7 +54,7 @@ def test_norms_and_additions_are_all_fused(bundle: Bundle) -> None:
 @pytest.mark.parametrize("head_bits", [4, 8, 32])
 def test_a_tied_table_is_stored_once(tmp_path: Path, head_bits: int) -> None:
     path = write_model(tmp_path / "model", Shape(tied=True))
-    bundle = export(path, tmp_path / "bundle", **vars(Recipe(head_bits=head_bits)))
+    bundle = export(path, tmp_path / "bundle", recipe=Recipe(head_bits=head_bits))
     model = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False)
     places = {
         init.name: next(e.value for e in init.external_data if e.key == "offset")
@@ -85,9 +85,9 @@ def test_int4_logits_are_those_of_the_dequantized_weights(tmp_path: Path) -> Non
     exact = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
     ids = list(range(20, 60))
     expected = open_session(
-        export(tmp_path / "rounded", tmp_path / "a", **vars(exact)), 1, None
+        export(tmp_path / "rounded", tmp_path / "a", recipe=exact), 1, None
     ).prefill(ids)
-    got = open_session(export(source.path, tmp_path / "b", **vars(recipe)), 1, None).prefill(ids)
+    got = open_session(export(source.path, tmp_path / "b", recipe=recipe), 1, None).prefill(ids)
     assert np.abs(got - expected).max() / np.abs(expected).max() < 0.05
 
 
@@ -96,7 +96,7 @@ def test_a_quantized_cache_stays_close(tmp_path: Path, kv_bits: int, error: floa
     path = write_model(tmp_path / "model", SHAPE)
     recipes = [Recipe(32, 128, 32, 32, bits) for bits in (32, kv_bits)]
     exact, coarse = (
-        open_session(export(path, tmp_path / str(i), **vars(recipe)), 1, None)
+        open_session(export(path, tmp_path / str(i), recipe=recipe), 1, None)
         for i, recipe in enumerate(recipes)
     )
     ids = list(range(20, 80))

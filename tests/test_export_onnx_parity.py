@@ -88,7 +88,7 @@ def test_fp32_graph_and_reference_model_equal_transformers(
 ) -> None:
     path = write_model(tmp_path / "model", shape)
     reference, ours = load_reference(path), load_ours(path)
-    session = open_session(export(path, tmp_path / "onnx", **vars(FLOAT)), 2, None)
+    session = open_session(export(path, tmp_path / "onnx", recipe=FLOAT), 2, None)
     sequence = prompt(length, shape.seed)
     cache = KVCache(ours.config, 1, length + STEPS + 3)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_fp32_graph_and_reference_model_equal_transformers(
 
 def test_a_causal_prompt_differs_from_a_prefix(shared_checkpoint: Path, tmp_path: Path) -> None:
     reference = load_reference(shared_checkpoint)
-    session = open_session(export(shared_checkpoint, tmp_path / "onnx", **vars(FLOAT)), 2, None)
+    session = open_session(export(shared_checkpoint, tmp_path / "onnx", recipe=FLOAT), 2, None)
     ids = prompt(20, 0)
     prefix = session.prefill(ids)
     session.prefill(ids[:1])
@@ -125,7 +125,7 @@ def test_a_causal_model_is_exported_as_causal(checkpoint: Path, tmp_path: Path) 
     config = checkpoint / "config.json"
     config.write_text(config.read_text().replace('"prefix_lm": true', '"prefix_lm": false'))
     reference = load_reference(checkpoint)
-    session = open_session(export(checkpoint, tmp_path / "onnx", **vars(FLOAT)), 2, None)
+    session = open_session(export(checkpoint, tmp_path / "onnx", recipe=FLOAT), 2, None)
     ids = prompt(20, 0)
     assert relative(reference.logits(ids, 0)[0], session.prefill(ids)) < 1e-5
     assert relative(reference.logits([*ids, 30, 40], 0, last=2), session.decode([30, 40])) < 1e-5
@@ -146,7 +146,7 @@ def test_stock_genai_gives_our_greedy_tokens(
     shared_checkpoint: Path, tmp_path: Path, recipe: Recipe, kv_bits: int
 ) -> None:
     recipe = replace(recipe, kv_bits=kv_bits)
-    bundle = export(shared_checkpoint, tmp_path / "bundle", **vars(recipe))
+    bundle = export(shared_checkpoint, tmp_path / "bundle", recipe=recipe)
     ids = prompt(12, 4)
     session = open_session(bundle, 2, 64)
     expected, logits = [], session.prefill(ids)

@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exact(checkpoint: Path) -> Bundle:
     """In float32 throughout, so that only rounding separates two ways to the same logits."""
-    return export(checkpoint, checkpoint.parent / "exact", **vars(FLOAT))
+    return export(checkpoint, checkpoint.parent / "exact", recipe=FLOAT)
 
 
 def session(bundle: Bundle, h_cycles: int | None = None) -> OnnxSession:

@@ -13,6 +13,8 @@ import click
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="The run's directory."
 )
 @click.option("--init", type=click.Path(path_type=Path), help="Checkpoint to fine-tune.")
+@click.option("--qat", is_flag=True, help="Train with weights as export rounds them to 4 bits.")
+@click.option("--qat-group-size", default=128, show_default=True, help="The export's group size.")
 @click.option("--resume", is_flag=True, help="Continue from the newest state under --out.")
 @click.option("--quiet", is_flag=True, help="Print only the checkpoint's path.")
 def command(
@@ -21,6 +23,8 @@ def command(
     valid: Path | None,
     out: Path,
     init: Path | None,
+    qat: bool,
+    qat_group_size: int,
     resume: bool,
     quiet: bool,
 ) -> None:
@@ -30,4 +34,6 @@ def command(
     """
     from .loop import train
 
-    click.echo(train(config, data, out, valid=valid, start=init, resume=resume, quiet=quiet))
+    group = qat_group_size if qat else 0
+    done = train(config, data, out, valid=valid, start=init, resume=resume, quiet=quiet, qat=group)
+    click.echo(done)

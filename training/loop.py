@@ -21,7 +21,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.model import HRMText
 
 from .checkpointing import Progress, load_state, save_state, states
-from .config import TrainConfig, check_config, load_config, train_config_like
+from .config import QATSettings, TrainConfig, check_config, load_config, train_config_like
 from .distributed import World, join_world, reshard, shard
 from .evaluate import evaluate
 from .lora import add_lora, merge_lora
@@ -31,6 +31,7 @@ from .optimizer import AdamATan2
 from .packing import Rows, Stream, build_rows
 from .plots import plot_run
 from .prepare import Corpus, prepare
+from .qat import add_qat
 from .schedule import bp_passes, learning_rate
 from .weights import load_weights, new_model, save_model
 
@@ -44,11 +45,13 @@ def train(
     start: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    qat: int = 0,
 ) -> Path:
     """Train a model and return its checkpoint directory.
 
     config: a TrainConfig, a YAML file or a preset's name. data, valid: JSONL files (see data.py).
     start: a checkpoint directory to fine-tune: its sizes and tokenizer replace those of `config`.
+    qat: a group size to train with weights rounded to 4 bits (see qat.py); 0 as the config says.
     resume: continue from the newest state under `out`. Raises HRMEdgeError for every user mistake.
     """
     if not isinstance(config, TrainConfig):
@@ -56,6 +59,9 @@ def train(
     checkpoint = Checkpoint.open(Path(start)) if start is not None else None
     if checkpoint is not None:
         config = _to_finetune(config, checkpoint)
+    if qat:
+        run = replace(config.run, save_dtype="float32")
+        config = replace(config, run=run, qat=QATSettings(bits=4, group_size=qat))
     check_config(config, "config")
     with join_world() as world:
         out = Path(out)
@@ -81,6 +87,8 @@ def _model(config: TrainConfig, corpus: Corpus, checkpoint: Checkpoint | None) -
         load_weights(model, checkpoint)
     if config.lora.rank:
         add_lora(model, config.lora, config.run.seed)
+    if config.qat.bits:
+        add_qat(model, config.qat)
     return model
 
 
