@@ -14,6 +14,7 @@ import numpy as np
 from hrm_edge.bundle import Bundle
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import writing
 from hrm_edge.progress import status, track
 from hrm_edge.prompt import Tokenizer
 from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
@@ -123,7 +124,27 @@ def evaluate(
     checkpoint = Checkpoint.open(reference)
     if checkpoint.config.tensor_shapes() != config.tensor_shapes():
         raise HRMEdgeError(f"{reference}: its tensors are not those that {path} was made from")
+    if plot is not None:
+        _plot(checkpoint, bundle, samples, plot)
     return about | measure(checkpoint, bundle, samples, gate.sources is not False)
+
+
+def _plot(checkpoint: "Checkpoint", bundle: Bundle, samples: Sequence[Sample], out: Path) -> None:
+    from .error_plot import plot, residual_errors
+    from .rotation import as_stored
+    from .stored import StoredModel
+    from .variants import Source, present
+
+    stored = StoredModel(bundle.path / "model.onnx", checkpoint.config)
+    sources = [s for s in present(stored) if s != "head"]
+    if not sources:
+        raise HRMEdgeError(f"{bundle.path}: nothing in it is quantized, nothing to plot")
+    variants = [Source(stored, source) for source in sources] + [Source(stored, *sources)]
+    read = reader(as_stored(checkpoint, bundle.manifest))
+    part = next(batches(samples))
+    errors = residual_errors(checkpoint.config, read, part, variants)
+    with writing(out):
+        plot(errors, [*sources, "all"], checkpoint.config.passes, out)
 
 
 def _alone(model: Path, samples: Sequence[Sample]) -> dict[str, float]:

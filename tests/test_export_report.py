@@ -14,6 +14,7 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
+from hrm_edge.export.error_plot import residual_errors
 from hrm_edge.export.figures import Tally
 from hrm_edge.export.forward import Batch, Variant
 from hrm_edge.export.report import Gate, evaluate, measure, predict, reader
@@ -194,3 +195,30 @@ def test_measure_is_repeatable(shared_checkpoint: Path, shared_bundle: Path) -> 
     checkpoint, bundle = Checkpoint.open(shared_checkpoint), Bundle.open(shared_bundle)
     found = [measure(checkpoint, bundle, random_samples(4)) for _ in "ab"]
     assert found[0] == found[1]
+
+
+def test_errors_grow_over_the_passes(shared_checkpoint: Path, shared_bundle: Path) -> None:
+    checkpoint = Checkpoint.open(shared_checkpoint)
+    config, read = checkpoint.config, reader(checkpoint)
+    stored = StoredModel(shared_bundle / "model.onnx", config)
+    variants = [Variant(), Source(stored, "weights")]
+    same, weights = residual_errors(config, read, random_samples(5), variants)
+    assert same.max() == 0
+    assert weights.shape == (len(config.passes), config.layers_per_stack)
+    assert weights[-1, -1] > weights[0, 0] > 0
+
+
+def test_eval_draws_a_png(
+    run_cli: Callable[..., tuple[int, str, str]],
+    shared_checkpoint: Path,
+    shared_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    given = ("eval", shared_bundle, "--reference", shared_checkpoint, "--samples", 3)
+    code, _, _ = run_cli(*given, "--plot", tmp_path / "error.png")
+    assert code == 0
+    assert (tmp_path / "error.png").read_bytes().startswith(b"\x89PNG")
+    code, _, said = run_cli(*given, "--plot", tmp_path / "no" / "error.png")
+    assert code == 1 and "cannot be written" in said
+    code, _, said = run_cli("eval", shared_bundle, "--plot", tmp_path / "error.png")
+    assert code == 1 and "--reference" in said

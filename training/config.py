@@ -222,15 +222,12 @@ def check_config(config: TrainConfig, where: str) -> TrainConfig:
         _fail(where, "run.batch_tokens", run.batch_tokens, expected)
     if not 2 <= config.optimizer.bp_min <= config.optimizer.bp_max:
         _fail(where, "optimizer.bp_min", config.optimizer.bp_min, "2 or more, at most bp_max")
-<<<<<<< HEAD
     if config.optimizer.early_exit and model.H_cycles == 1:
         _fail(where, "optimizer.early_exit", config.optimizer.early_exit, "0 with H_cycles 1")
-=======
     if config.qat.bits and config.lora.rank:
         _fail(where, "qat.bits", config.qat.bits, "0 with lora.rank > 0: adapters are not rounded")
     if config.qat.bits and config.run.save_dtype != "float32":
         _fail(where, "run.save_dtype", config.run.save_dtype, "float32 with qat.bits > 0")
->>>>>>> 374357f (train --qat; benchmarks.quantization; GPTQ linear by linear)
     return config
 
 
