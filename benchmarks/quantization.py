@@ -59,6 +59,18 @@ ABLATION = {
 }
 
 
+HEADING = """# Quantization, measured
+
+`python -m benchmarks.quantization` on {name}, {samples} held-out questions, each row an exported
+bundle run with ONNX Runtime and compared with the checkpoint in float32 (docs/quantization.md says
+what the figures mean). Unless a row says otherwise only the stacks' weights are int4; embedding and
+head have 8 bits, the KV cache is float32. Rows with calibration are drawn up to {draws} times from
+the calibration prompts; the median is shown. llama.cpp runs causally and is compared with the
+checkpoint run causally.
+
+"""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table: a recipe, or a llama.cpp type."""
@@ -215,7 +227,10 @@ def main(
             found[key] = bench.measure(row, calibration, draw)
             click.echo(f"{key}: {json.dumps(found[key])}")
             out.write_text(json.dumps(found, indent=1) + "\n")
-    click.echo(table(found))
+    about = {"name": checkpoint.name, "samples": len(bench.samples), "draws": DRAWS}
+    text = HEADING.format(**about) + table(found) + "\n"
+    out.with_suffix(".md").write_text(text)
+    click.echo(text)
 
 
 if __name__ == "__main__":
