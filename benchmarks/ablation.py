@@ -1,7 +1,7 @@
 """HRM-Text against plain transformers and against itself with one part taken out.
 
     python -m benchmarks.hrm_tiny_data runs/hrm_tiny_data
-    python -m benchmarks.ablation runs/hrm_tiny_data --out runs/ablation --steps 1000 --jobs 2
+    python -m benchmarks.ablation runs/hrm_tiny_data --out runs/ablation --steps 3000 --jobs 2
 
 Every variant is trained on the same packed rows in the same order for the same number of steps,
 one thread each, with the settings of configs/hrm_tiny_warmup.yaml (its schedule shrunk to --steps),
@@ -227,8 +227,8 @@ def report(results: Sequence[Result], command: str, twice: Sequence[str]) -> str
 Exact match in percent on 200 held-out questions per task (averaged weights, fp32) after
 {first.steps:,} steps on {first.tokens / 1e6:.2f} M tokens, the same rows in the same order for
 every variant with the same seed. Only what the row names differs; nothing was tuned per variant.
-The budget is small, {longest:.0f} CPU minutes for the slowest run: most tasks are half learned, and
-the table ranks how fast they are learned, not how well in the end.
+The budget is small, {longest:.0f} CPU minutes for the slowest run, and several tasks are half
+learned: the table ranks how fast they are learned, not how well in the end.
 
 - mean: over tasks and seeds. A second seed was trained of variants with means within two points of
   another's{also}.
@@ -245,7 +245,7 @@ the table ranks how fast they are learned, not how well in the end.
 @click.command(help=(__doc__ or "").split("\n")[0])
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where runs are kept.")
-@click.option("--steps", default=1000, show_default=True)
+@click.option("--steps", default=3000, show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="Runs at a time, one thread each.")
 @click.option("--name", default="ablation", show_default=True, help="Of the files in results/.")
 @click.option("--only", multiple=True, type=click.Choice([v.name for v in VARIANTS]))

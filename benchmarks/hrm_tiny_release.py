@@ -160,6 +160,7 @@ def card(warmup: Path, run: Path, scores: dict[str, Score], rows: list[Row]) -> 
         second=stage(run),
         minutes=stage(warmup)["minutes"] + stage(run)["minutes"],
         short=baseline("hrm")["tokens"] / 1e6,
+        share=baseline("hrm")["tokens"] / 1e4 / (stage(warmup)["tokens"] + stage(run)["tokens"]),
         plain=baseline("plain_flops")["parameters"] / 1e6,
         table=table(scores, rows),
     )
@@ -185,11 +186,11 @@ outside of these families it knows nothing.
 {table}
 
 Greedy decoding of the shipped bf16 weights, in percent. The three columns marked "short" were
-trained from scratch on the same {short:.1f} M tokens of the second stage's questions, about a tenth
-of what hrm-tiny saw: the same HRM; a plain transformer of equal parameters (its four layers, each
-applied once, so at a quarter of the FLOPs); and one of equal FLOPs (16 layers, {plain:.1f} M
-parameters). Nothing was tuned for any of them. No plain transformer was trained for as long as
-hrm-tiny. `benchmarks/results/ablation.md` has more variants.
+trained from scratch on the same {short:.1f} M tokens of the second stage's questions, {share:.0f} %
+of the tokens that hrm-tiny saw: the same HRM; a plain transformer of equal parameters (its four
+layers, each applied once, so at a quarter of the FLOPs); and one of equal FLOPs (16 layers,
+{plain:.1f} M parameters). Nothing was tuned for any of them. No plain transformer was trained for
+as long as hrm-tiny. `benchmarks/results/ablation.md` has more variants.
 
 ## Questions
 
