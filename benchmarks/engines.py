@@ -64,7 +64,6 @@ class LlamaCppPython:
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Start anew with `ids`; logits [V] of the last one."""
         self._llama.reset()
-        self._llama._ctx.memory_clear(True)
         return self.decode(ids)[-1]
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
