@@ -60,6 +60,7 @@ class LlamaCppPython:
             flash_attn=True,
             verbose=False,
         )
+        package.llama_set_causal_attn(self._llama._ctx.ctx, True)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Start anew with `ids`; logits [V] of the last one."""
