@@ -214,8 +214,30 @@ def test_an_own_bundle_is_opened_and_a_damaged_one_refused(
     expect(page.locator("#figures")).to_contain_text("tokenizer.json is missing")
     picker.set_input_files(list(shared_bundle.iterdir()))
     expect(page.locator("#figures")).to_contain_text("opened the chosen bundle")
+    expect(page.get_by_text("hrm-tiny knows")).to_be_hidden()
     page.get_by_role("button", name="Again").click()
     expect(page.locator(".assistant .note")).to_contain_text("tokens", timeout=30000)
+
+
+def test_two_threads_answer_alike(browser: Browser, site: Path, tmp_path: Path) -> None:
+    two = shutil.copytree(site, tmp_path / "two")
+    worker = (two / "worker.mjs").read_text(encoding="utf-8")
+    many = worker.replace("ort.env.logLevel", "ort.env.wasm.numThreads = 2;\nort.env.logLevel")
+    (two / "worker.mjs").write_text(many, encoding="utf-8")
+    context = browser.new_context()
+    page = context.new_page()
+    with static_server(two) as url:
+        visit(page, url)
+        ask(page, VECTORS[0]["prompt"])
+        expect(page.locator(".assistant .text")).to_have_text("EUQARUP", timeout=60000)
+        assert len(page.workers) == 2  # the model's own thread and its helper
+    context.close()
+
+
+def test_an_example_is_one_click(page: Page) -> None:
+    page.get_by_role("button", name="Spell this word backward: RIVER").click()
+    expect(page.locator(".assistant .text")).to_have_text("REVIR", timeout=30000)
+    assert len(page.workers) == min(4, (page.evaluate("navigator.hardwareConcurrency") + 1) // 2)
 
 
 def test_webgpu_still_refuses_a_prefix_that_is_read_in_both_directions(

@@ -66,7 +66,9 @@ function parseManifest(source, bytes) {
   }
   const dtypes = [manifest.quantization.dtype ?? "float32", manifest.kv_cache.dtype];
   if (dtypes.includes("float16")) {
-    throw new HRMEdgeError(`${source.name}: computes in float16; export with --dtype fp32 for this`);
+    throw new HRMEdgeError(
+      `${source.name}: computes in float16; export with --dtype fp32 for this`,
+    );
   }
   return manifest;
 }

@@ -80,7 +80,8 @@
   ];
 
   function addExamples() {
-    const box = document.getElementById("empty");
+    const box = Object.assign(document.createElement("span"), { id: "examples" });
+    document.getElementById("empty").append(box);
     box.append(document.createElement("br"), "hrm-tiny knows nine kinds of question, such as");
     for (const example of EXAMPLES) {
       const button = Object.assign(document.createElement("button"), { textContent: example });
@@ -94,6 +95,7 @@
 
   async function choose(files) {
     document.getElementById("settings").close();
+    document.getElementById("examples")?.remove();
     figures("opening the bundle …"); // the page's own line under the question
     opened = open(files);
     try {
@@ -127,7 +129,8 @@
 
   // Offline from the first visit on. The service worker also isolates the page, which is what
   // lets the model use several threads; that takes hold with a reload.
-  navigator.serviceWorker?.register("sw.js").then(async () => {
+  async function settleIn() {
+    await navigator.serviceWorker.register("sw.js");
     await navigator.serviceWorker.ready;
     if (!crossOriginIsolated && !sessionStorage.isolated) {
       sessionStorage.isolated = "tried";
@@ -135,5 +138,7 @@
     } else {
       document.documentElement.dataset.offline = "ready";
     }
-  });
+  }
+  // Without one (plain http, a private window) the page still answers.
+  if (navigator.serviceWorker) settleIn().catch(() => {});
 }
