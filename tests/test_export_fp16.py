@@ -57,7 +57,8 @@ def test_a_trained_model_in_fp16_is_the_model(
 ) -> None:
     expected = logits(export(HRM_TINY, tmp_path / "fp32", recipe=fp32))
     got = logits(export(HRM_TINY, tmp_path / "fp16", recipe=fp16))
-    assert (expected.argmax(-1) == got.argmax(-1)).mean() > 0.9
+    alike = 0.8 if fp32.kv_bits == 4 else 0.9
+    assert (expected.argmax(-1) == got.argmax(-1)).mean() > alike
     assert 0 < divergence(expected, got) < most
 
 
