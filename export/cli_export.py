@@ -9,7 +9,11 @@ import click
 @click.argument("checkpoint")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The new bundle.")
 @click.option(
-    "-t", "--target", type=click.Choice(["onnx", "gguf"]), default="onnx", show_default=True
+    "-t",
+    "--target",
+    type=click.Choice(["onnx", "executorch", "gguf"]),
+    default="onnx",
+    show_default=True,
 )
 @click.option(
     "--bits", default=4, show_default=True, help="Of the stacks' linears: 4, 8, or 32 for none."
@@ -17,7 +21,7 @@ import click
 @click.option("--group-size", default=128, show_default=True, help="Weights that share a scale.")
 @click.option("--head-bits", default=8, show_default=True, help="Of the output head: 4, 8 or 32.")
 @click.option("--embedding-bits", default=4, show_default=True, help="Of the table: 4, 8 or 32.")
-@click.option("--kv-bits", default=8, show_default=True, help="Of the KV cache: 32, 8 or 4.")
+@click.option("--kv-bits", type=int, help="Of the KV cache: 32, 8 (default) or 4; .pte: 32.")
 @click.option(
     "--dtype",
     default="fp32",
@@ -51,7 +55,7 @@ def command(
     group_size: int,
     head_bits: int,
     embedding_bits: int,
-    kv_bits: int,
+    kv_bits: int | None,
     dtype: str,
     method: str,
     rotate: bool,
@@ -77,6 +81,8 @@ def command(
     from .recipe import Calibration, Recipe, named_method
     from .report import Gate
 
+    if kv_bits is None:
+        kv_bits = 32 if target == "executorch" else 8
     recipe = Recipe(
         bits,
         group_size,
@@ -110,5 +116,5 @@ def command(
     if not no_report:
         click.echo("\n".join(quality_lines(bundle.manifest.quality)))
     size = sum(file.size for file in bundle.manifest.files.values())
-    then = f"hrm-edge generate {out} 'Hello'" if target == "onnx" else f"hrm-edge inspect {out}"
+    then = f"hrm-edge generate {out} 'Hello'" if target != "gguf" else f"hrm-edge inspect {out}"
     click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")

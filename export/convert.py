@@ -10,11 +10,12 @@ from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import new_directory
 from hrm_edge.hub import resolve
+from hrm_edge.quiet import quiet_imports
 
 from .recipe import Recipe
 from .report import Gate, report
 
-TARGETS = ("onnx", "gguf")
+TARGETS = ("onnx", "executorch", "gguf")
 DEFAULT_GATE = Gate()
 
 
@@ -27,7 +28,7 @@ def export(
     group_size: int = 128,
     head_bits: int = 8,
     embedding_bits: int = 4,
-    kv_bits: int = 8,
+    kv_bits: int | None = None,
     dtype: str = "fp32",
     gguf_type: str = "q4_0",
     max_seq_len: int | None = None,
@@ -40,7 +41,8 @@ def export(
 ) -> Bundle:
     """Convert a checkpoint directory, Hugging Face id or GGUF file into a bundle at `out`.
 
-    The bits and the group size are those of `Recipe` and concern ONNX; a whole `recipe` replaces
+    Bits and group size are those of `Recipe` and concern ONNX and ExecuTorch; `kv_bits` is 8 by
+    default for ONNX and only 32 for ExecuTorch. For ONNX a whole `recipe` replaces
     them, and what it calibrates is kept in `work`, so that an interrupted export can go on.
     `gguf_type` names the type of a GGUF's tensors. `max_seq_len` bounds prompt and answer together,
     in tokens (default: what the model allows). `gate` says what the quality is measured on and what
@@ -49,8 +51,18 @@ def export(
     as it was.
     """
     if target == "onnx":
+        kv_bits = 8 if kv_bits is None else kv_bits
         recipe = recipe or Recipe(bits, group_size, head_bits, embedding_bits, kv_bits, dtype)
         write = partial(_write_onnx, recipe=recipe, work=work)
+    elif target == "executorch":
+        with quiet_imports():
+            from .target_executorch import write_executorch
+
+        if dtype != "fp32":
+            raise HRMEdgeError(f"dtype is {dtype!r}; an ExecuTorch bundle computes in fp32")
+        kv_bits = 32 if kv_bits is None else kv_bits
+        recipe = recipe or Recipe(bits, group_size, head_bits, embedding_bits, kv_bits)
+        write = partial(write_executorch, recipe=recipe)
     elif target == "gguf":
         from .target_gguf import write_gguf
 

@@ -52,11 +52,18 @@ class Grid:
         return Quantized(packed, self.scales, zeros)
 
 
-def quantize(weight: np.ndarray, bits: int, group_size: int, symmetric: bool = True) -> Quantized:
+def quantize(
+    weight: np.ndarray,
+    bits: int,
+    group_size: int,
+    symmetric: bool = True,
+    positive: bool = False,
+) -> Quantized:
     """Round `weight` (float32 [N, K]) to `bits` 4 or 8, each scale minimizing the squared error.
 
     For given codes c the best scale is sum(w c) / sum(c c); of the CLIP_FACTORS, the one with the
-    least error wins.
+    least error wins. A symmetric grid's scale may be negative, so that the largest weight gets the
+    code farthest from zero; with `positive` no scale is negative, nor zero.
     """
     n, k = weight.shape
     groups = -(-k // group_size)
@@ -67,7 +74,9 @@ def quantize(weight: np.ndarray, bits: int, group_size: int, symmetric: bool = T
 
     def work(start: int) -> None:
         part = slice(start, start + rows)
-        found, inverse = search(grouped(weight[part], group_size), bits, symmetric)
+        found, inverse = search(
+            grouped(weight[part], group_size), bits, symmetric, positive=positive
+        )
         chosen = found.codes(grouped(weight[part], group_size), inverse)
         packed = found.quantized(chosen, symmetric)
         codes[part], scales[part] = packed.codes, packed.scales
@@ -76,6 +85,8 @@ def quantize(weight: np.ndarray, bits: int, group_size: int, symmetric: bool = T
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(work, range(0, n, rows)))
+    if positive:
+        np.maximum(scales, np.finfo(np.float32).tiny, out=scales)
     return Quantized(codes, scales, zeros)
 
 
@@ -126,7 +137,11 @@ def grouped(weight: np.ndarray, group_size: int) -> np.ndarray:
 
 
 def search(
-    w: np.ndarray, bits: int, symmetric: bool, importance: np.ndarray | None = None
+    w: np.ndarray,
+    bits: int,
+    symmetric: bool,
+    importance: np.ndarray | None = None,
+    positive: bool = False,
 ) -> tuple[Grid, np.ndarray]:
     """The grid with the least squared error for w [N, G, group_size], and 1 / step for its codes.
 
@@ -135,7 +150,7 @@ def search(
     """
     best_gain = np.full(w.shape[:2], -1.0, np.float32)
     inverse = scales = zeros = np.zeros_like(best_gain)
-    for trial, zero in _trials(w, bits, symmetric):
+    for trial, zero in _trials(w, bits, symmetric, positive):
         q = Grid(trial, zero, bits).codes(w, trial)
         weighted = q if importance is None else q * importance
         wq, qq = np.einsum("rgk,rgk->rg", w, weighted), np.einsum("rgk,rgk->rg", q, weighted)
@@ -148,14 +163,17 @@ def search(
     return Grid(scales, zeros, bits), inverse
 
 
-def _trials(w: np.ndarray, bits: int, symmetric: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _trials(
+    w: np.ndarray, bits: int, symmetric: bool, positive: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Candidates for (1 / step, zero point) [N, G] of each group."""
     top = (1 << bits) - 1
     if symmetric:
         middle = np.float32(1 << (bits - 1))
         at = np.abs(w).argmax(-1, keepdims=True)
         peak = np.take_along_axis(w, at, -1)[..., 0]  # signed: it takes the longer side, -middle
-        unit = np.divide(-middle, peak, out=np.zeros_like(peak), where=peak != 0)
+        end, peak = (middle - 1, np.abs(peak)) if positive else (-middle, peak)
+        unit = np.divide(end, peak, out=np.zeros_like(peak), where=peak != 0)
         for factor in CLIP_FACTORS[bits]:
             yield unit * np.float32(factor), np.full_like(peak, middle)
         return

@@ -24,6 +24,7 @@ VERBS = {
 }
 EXTRAS = {
     "export": ("gguf", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
+    "executorch": ("executorch", "torchao"),
     "train": ("matplotlib", "tensorboard", "torch", "yaml"),
     "chat": ("jinja2",),
     "serve": ("starlette", "uvicorn"),

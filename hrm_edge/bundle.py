@@ -137,6 +137,10 @@ class Bundle:
         Raises HRMEdgeError naming the first file that is missing, truncated or altered.
         """
         path = Path(path)
+        if path.is_file():
+            raise HRMEdgeError(
+                f"{path}: a file; give the bundle's directory, where {MANIFEST} lies beside it"
+            )
         if not path.is_dir():
             raise HRMEdgeError(f"{path}: no such bundle directory; make one with hrm-edge export")
         manifest = Manifest.read(path)

@@ -177,7 +177,7 @@ class Model:
             choose=make_chooser(sample, processors, s.logprobs),
             limit=limit,
             ends=self.manifest.eos_token_ids,
-            paces=self._paces(ids, constraint) if s.speculate else (),
+            paces=self._paces(ids, constraint) if s.speculate and self.session.batches else (),
             learned=self._learned,
             tally=Tally(),
         )

@@ -29,7 +29,7 @@ class Need:
 
 def need(manifest: Manifest, context: int) -> Need:
     """What `context` tokens of prompt and answer will take, the prompt as long as can be."""
-    weights = sum(file.size for name, file in manifest.files.items() if name.endswith(".data"))
+    weights = sum(f.size for name, f in manifest.files.items() if name.endswith((".data", ".pte")))
     return Need(
         weights, context * manifest.kv_cache.bytes_per_token, _activations(manifest, context)
     )

@@ -23,6 +23,7 @@ class Session(Protocol):
 
     length: int
     max_context: int
+    batches: bool  # several ids take less time in one call than one by one
     prefix: list[int]  # what is held of it was read in one call; [] before the first
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
@@ -74,6 +75,16 @@ def open_session(
         from .session_onnx import OnnxSession
 
         return OnnxSession(bundle.path, manifest, length, threads, h_cycles, provider, weight_cache)
+    if manifest.target == "executorch":
+        from .session_executorch import ExecutorchSession
+
+        if h_cycles is not None or provider != "cpu":
+            raise HRMEdgeError(
+                f"{bundle.path}: an ExecuTorch bundle runs all its cycles, and on the CPU; leave "
+                "out --h-cycles and --provider, or export it with -t onnx"
+            )
+        _context(bundle, manifest.max_seq_len, memory.available())  # all of it is committed
+        return ExecutorchSession(bundle.path, manifest, length, threads)
     raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
 
 

@@ -29,6 +29,8 @@ LOGITS, H_CYCLES, STATES = "logits", "h_cycles", ("z_H", "z_L")
 class OnnxSession:
     """One conversation's state over one loaded model. Not for use by several threads at once."""
 
+    batches = True
+
     def __init__(
         self,
         path: Path,

@@ -2,22 +2,22 @@
 
 import importlib
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from references import load_ours, load_reference, prompt, relative
 from transformers import HrmTextForCausalLM
 
 from hrm_edge.bundle import Bundle
-from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.export import Recipe, export
-from hrm_edge.model import HRMText, KVCache
+from hrm_edge.model import KVCache
 from hrm_edge.runtime.session import open_session
-from tiny_models import VOCAB, Shape, write_model
+from tiny_models import Shape, write_model
 
 og: Any = importlib.import_module("onnxruntime_genai")  # ships without types
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
@@ -45,41 +45,6 @@ def shapes(count: int) -> list[tuple[Shape, int]]:
         )
         for i in range(count)
     ]
-
-
-@dataclass
-class Reference:
-    """transformers in float32, asked for the logits of a sequence's last position."""
-
-    model: HrmTextForCausalLM
-
-    @torch.no_grad()
-    def logits(self, ids: list[int], prefix: int, last: int = 1) -> np.ndarray:
-        types = torch.tensor([[1] * prefix + [0] * (len(ids) - prefix)])
-        out = self.model(torch.tensor([ids]), token_type_ids=types, use_cache=False)
-        return out.logits[0, -last:].numpy()
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    """Random token ids."""
-    return np.random.default_rng(seed).integers(14, VOCAB - 14, length).tolist()
-
-
-def load_reference(path: Path) -> Reference:
-    return Reference(HrmTextForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
-
-
-def load_ours(path: Path) -> HRMText:
-    checkpoint = Checkpoint.open(path)
-    model = HRMText(checkpoint.config).eval()
-    state = {n: torch.from_numpy(checkpoint.float32(n)) for n in checkpoint.names()}
-    model.load_state_dict(state, strict=True)
-    return model
-
-
-def relative(expected: np.ndarray, got: np.ndarray) -> float:
-    """Largest difference in units of the largest logit."""
-    return float(np.abs(expected - got).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("shape", "length"), shapes(20))

@@ -1,0 +1,150 @@
+"""A stack as XNNPACK delegates: what comes before its first attention, between two, and after.
+
+Attention and the KV cache lie between delegates, since XNNPACK has neither. The halves of q and k
+that RoPE pairs are projected apart, so that rotating needs no slices, which delegates can't have
+where the number of tokens is not fixed; the pairs are put in place again afterwards.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from executorch.exir._serialize._named_data_store import NamedDataStore
+
+from hrm_edge.config import HRMTextConfig
+
+from .executorch_program import Delegate
+from .executorch_weights import Linear, linear
+from .recipe import Recipe
+from .xnnpack_graph import Value, XnnpackGraph
+
+Read = Callable[[str], np.ndarray]  # name of a tensor -> float32
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The delegates of a stack: (x, skip, cos, sin) -> `entry`, `between` each two layers, `exit`.
+
+    All but the last return residual, gate, q, k and v of the next attention; all but the first take
+    the attention's output, gate and residual; `exit` returns the stack's normed state.
+    """
+
+    entry: Delegate
+    between: tuple[Delegate, ...]
+    exit: Delegate
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds delegates over weights that `read` gives, quantized as `recipe` says."""
+
+    config: HRMTextConfig
+    recipe: Recipe
+    read: Read
+    store: NamedDataStore
+    max_tokens: int
+
+    def stack(self, name: str) -> Pieces:
+        """The delegates of stack `name`, "L" or "H"."""
+        blocks = [f"model.{name}_module.layers.{i}." for i in range(self.config.layers_per_stack)]
+        return Pieces(
+            self._entry(blocks[0]),
+            tuple(self._between(*pair) for pair in itertools.pairwise(blocks)),
+            self._exit(blocks[-1]),
+        )
+
+    def head(self, name: str) -> Delegate:
+        """[1, D] -> [1, V]."""
+        graph = self._graph()
+        weight = self._linear(name, self.read(name), self.recipe.head_bits)
+        graph.output(graph.linear(graph.input(1, self.config.hidden_size), weight))
+        return Delegate.of(graph)
+
+    def _entry(self, block: str) -> Delegate:
+        graph = self._graph()
+        x, skip = self._hidden(graph), self._hidden(graph)
+        self._to_attention(graph, block, *magic_norm(graph, x, skip, self.config.rms_norm_eps))
+        return Delegate.of(graph)
+
+    def _between(self, block: str, following: str) -> Delegate:
+        graph = self._graph()
+        normed = self._from_attention(graph, block)
+        self._to_attention(graph, following, *normed)
+        return Delegate.of(graph)
+
+    def _exit(self, block: str) -> Delegate:
+        graph = self._graph()
+        graph.output(self._from_attention(graph, block)[0])
+        return Delegate.of(graph)
+
+    def _to_attention(self, graph: XnnpackGraph, block: str, x: Value, residual: Value) -> None:
+        """Results: residual, gate [1, S, A], and q, k, v [1, S, heads, head_dim], rotated."""
+        config = self.config
+        heads, half = config.num_attention_heads, config.head_dim // 2
+        name = block + "attn.gqkv_proj.weight"
+        gate, q, k, v = np.split(self.read(name), 4)
+        cos, sin = graph.input(1, None, 1, half), graph.input(1, None, 1, half)
+
+        def project(rows: np.ndarray) -> Value:
+            return graph.linear(x, self._linear(name, rows, self.recipe.bits))
+
+        def rotated(rows: np.ndarray) -> Value:
+            halves = rows.reshape(heads, 2, half, -1)
+            low, high = (
+                graph.reshape(project(halves[:, i].reshape(heads * half, -1)), 1, None, heads, half)
+                for i in range(2)
+            )
+            first = graph.subtract(graph.multiply(low, cos), graph.multiply(high, sin))
+            second = graph.add(graph.multiply(high, cos), graph.multiply(low, sin))
+            return graph.concatenate(first, second)
+
+        graph.output(residual)
+        graph.output(graph.sigmoid(project(gate)))
+        graph.output(rotated(q))
+        graph.output(rotated(k))
+        graph.output(graph.reshape(project(v), 1, None, heads, 2 * half))
+
+    def _from_attention(self, graph: XnnpackGraph, block: str) -> tuple[Value, Value]:
+        """Arguments: attention's output, gate, residual. Returns normed state and residual."""
+        config, bits = self.config, self.recipe.bits
+        mixed = graph.input(1, None, config.num_attention_heads, config.head_dim)
+        gate = graph.input(1, None, config.attention_size)
+        residual = self._hidden(graph)
+        flat = graph.reshape(mixed, 1, None, config.attention_size)
+        out = self._read(block + "attn.o_proj.weight", bits)
+        x = graph.linear(graph.multiply(flat, gate), out)
+        normed, residual = magic_norm(graph, x, residual, config.rms_norm_eps)
+        name = block + "mlp.gate_up_proj.weight"
+        gate_rows, up_rows = np.split(self.read(name), 2)
+        gated = graph.linear(normed, self._linear(name, gate_rows, bits))
+        up = graph.linear(normed, self._linear(name, up_rows, bits))
+        inner = graph.multiply(graph.multiply(gated, graph.sigmoid(gated)), up)
+        x = graph.linear(inner, self._read(block + "mlp.down_proj.weight", bits))
+        return magic_norm(graph, x, residual, config.rms_norm_eps)
+
+    def _read(self, name: str, bits: int) -> Linear:
+        return self._linear(name, self.read(name), bits)
+
+    def _linear(self, name: str, weight: np.ndarray, bits: int) -> Linear:
+        return linear(name, weight, bits, self.recipe.group_size)
+
+    def _hidden(self, graph: XnnpackGraph) -> Value:
+        return graph.input(1, None, self.config.hidden_size)
+
+    def _graph(self) -> XnnpackGraph:
+        return XnnpackGraph(self.store, self.max_tokens)
+
+
+def magic_norm(graph: XnnpackGraph, x: Value, skip: Value, eps: float) -> tuple[Value, Value]:
+    """(rms_norm(x + skip), x + skip): see `hrm_edge.model.magic_norm`.
+
+    The mean is a linear layer with one output, whose bias is eps: XNNPACK's own means are over the
+    last two of four axes.
+    """
+    residual = graph.add(x, skip)
+    width = residual.shape[-1] or 0
+    ones = np.full((1, width), 1 / width, np.float32)
+    mean = Linear((1, width), 32, width, ones.tobytes())
+    square = graph.linear(graph.multiply(residual, residual), mean, np.float32(eps).tobytes())
+    return graph.multiply(residual, graph.rsqrt(square)), residual

@@ -1,0 +1,103 @@
+"""The ExecuTorch target: model.pte for XNNPACK, ready for ExecuTorch's own LLM runner.
+
+Works from the checkpoint's mapped files, tensor by tensor; nothing is traced.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from hrm_edge.bundle import KVCache, Manifest, Quantization, describe_files
+from hrm_edge.checkpoint import Checkpoint, copy_tokenizer
+from hrm_edge.config import STACKS, HRMTextConfig
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.progress import status, track
+
+from .executorch_forward import Parts, forward, rotary
+from .executorch_program import Constants, NamedDataStore, write
+from .executorch_stack import Builder
+from .executorch_weights import table
+from .recipe import Recipe
+
+MODEL = "model.pte"
+EMBEDDING, HEAD, Z_L_INIT = "model.embed_tokens.weight", "lm_head.weight", "model.z_L_init"
+
+
+def write_executorch(
+    checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len: int
+) -> None:
+    """Write the bundle of `checkpoint` into the empty directory `out`.
+
+    Raises HRMEdgeError for a recipe or sizes that ExecuTorch has no kernels for.
+    """
+    r = recipe
+    if r != Recipe(r.bits, r.group_size, r.head_bits, r.embedding_bits, r.kv_bits):
+        raise HRMEdgeError(
+            "an ExecuTorch bundle is rounded plainly; of the options that say how to quantize, only "
+            "--bits, --group-size, --head-bits and --embedding-bits apply (others: -t onnx)"
+        )
+    if recipe.kv_bits != 32:
+        raise HRMEdgeError(
+            f"kv_bits is {recipe.kv_bits}; in an ExecuTorch bundle the KV cache has 32 bits "
+            "(leave out --kv-bits), in an ONNX bundle 8 or 4 are possible"
+        )
+    store, constants = NamedDataStore(), Constants()
+    parts = _parts(checkpoint, recipe, store, max_seq_len)
+    with status("write"):
+        methods = [forward(parts, constants, "forward", max_seq_len)]
+        metadata = runner_metadata(checkpoint.config, checkpoint.eos_token_ids(), max_seq_len)
+        write(out / MODEL, methods, constants, store, metadata)
+    copy_tokenizer(checkpoint.path, out)
+    _manifest(checkpoint, recipe, parts, max_seq_len, out).write(out)
+
+
+def _parts(
+    checkpoint: Checkpoint, recipe: Recipe, store: NamedDataStore, max_seq_len: int
+) -> Parts:
+    config = checkpoint.config
+    builder = Builder(config, recipe, checkpoint.float32, store, max_seq_len)
+    return Parts(
+        config=config,
+        stacks={name: builder.stack(name) for name in track(STACKS, "quantize")},
+        head=builder.head(EMBEDDING if config.tie_word_embeddings else HEAD),
+        embedding=table(
+            EMBEDDING,
+            checkpoint.float32(EMBEDDING),
+            config.embedding_scale,
+            recipe.embedding_bits,
+            recipe.group_size,
+        ),
+        z_l_init=checkpoint.float32(Z_L_INIT),
+        rotary=rotary(config, max_seq_len),
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint, recipe: Recipe, parts: Parts, max_seq_len: int, out: Path
+) -> Manifest:
+    config, r = checkpoint.config, recipe
+    return Manifest(
+        target="executorch",
+        model=config,
+        quantization=Quantization(r.bits, r.group_size, r.head_bits, parts.embedding.bits),
+        kv_cache=KVCache.of(config, 32),
+        max_seq_len=max_seq_len,
+        eos_token_ids=checkpoint.eos_token_ids(),
+        files=describe_files(out),
+        made_by={name: version(name) for name in ("hrm-edge", "executorch")},
+    )
+
+
+def runner_metadata(
+    config: HRMTextConfig, eos_token_ids: tuple[int, ...], max_seq_len: int
+) -> dict[str, int | bool | list[int]]:
+    """What ExecuTorch's TextLLMRunner and Android's LlmModule ask of a model."""
+    return {
+        "get_max_seq_len": max_seq_len,
+        "get_max_context_len": max_seq_len,
+        "get_vocab_size": config.vocab_size,
+        "get_bos_id": config.bos_token_id or 0,
+        "get_eos_ids": list(eos_token_ids),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }

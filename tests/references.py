@@ -1,0 +1,47 @@
+"""What exports are compared with: transformers, and the reference model, both in float32."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import HrmTextForCausalLM
+
+from hrm_edge.checkpoint import Checkpoint
+from hrm_edge.model import HRMText
+from tiny_models import VOCAB
+
+
+@dataclass
+class Reference:
+    """transformers in float32, asked for the logits of a sequence's last position."""
+
+    model: HrmTextForCausalLM
+
+    @torch.no_grad()
+    def logits(self, ids: list[int], prefix: int, last: int = 1) -> np.ndarray:
+        types = torch.tensor([[1] * prefix + [0] * (len(ids) - prefix)])
+        out = self.model(torch.tensor([ids]), token_type_ids=types, use_cache=False)
+        return out.logits[0, -last:].numpy()
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    """Random token ids."""
+    return np.random.default_rng(seed).integers(14, VOCAB - 14, length).tolist()
+
+
+def load_reference(path: Path) -> Reference:
+    return Reference(HrmTextForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
+
+
+def load_ours(path: Path) -> HRMText:
+    checkpoint = Checkpoint.open(path)
+    model = HRMText(checkpoint.config).eval()
+    state = {n: torch.from_numpy(checkpoint.float32(n)) for n in checkpoint.names()}
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def relative(expected: np.ndarray, got: np.ndarray) -> float:
+    """Largest difference in units of the largest logit."""
+    return float(np.abs(expected - got).max() / np.abs(expected).max())
