@@ -32,7 +32,7 @@ def write_executorch(
     r = recipe
     if r != Recipe(r.bits, r.group_size, r.head_bits, r.embedding_bits, r.kv_bits):
         raise HRMEdgeError(
-            "an ExecuTorch bundle is rounded plainly; of the options that say how to quantize, only "
+            "an ExecuTorch bundle is rounded plainly: of the options that say how, only "
             "--bits, --group-size, --head-bits and --embedding-bits apply (others: -t onnx)"
         )
     if recipe.kv_bits != 32:
