@@ -77,7 +77,7 @@ def test_a_causal_model_is_exported_as_causal(checkpoint: Path, tmp_path: Path) 
 
 
 def make_session(checkpoint: Path, out: Path, recipe: Recipe) -> Session:
-    return open_session(export(checkpoint, out, "executorch", **vars(recipe)), 1, None)
+    return open_session(export(checkpoint, out, "executorch", recipe=recipe), 1, None)
 
 
 @pytest.mark.parametrize(
