@@ -83,8 +83,7 @@ def headers(directory: Path) -> Path:
     installed = Path("/usr/include/onnxruntime")
     if installed.is_dir():
         return installed
-    if not shutil.which("g++") or not shutil.which("ar"):
-        pytest.skip("no C++ compiler: apt-get install g++")
+    assert shutil.which("g++") and shutil.which("ar"), "no C++ compiler: apt-get install g++"
     try:
         with urllib.request.urlopen(POOL + HEADERS.replace("+", "%2B"), timeout=60) as package:
             (directory / HEADERS).write_bytes(package.read())
