@@ -73,7 +73,7 @@ class Engine:
         return sum(file.stat().st_size for file in files)
 
 
-def engines(checkpoint: Path, work: Path, optional: Sequence[str]) -> list[Engine]:
+def engines(checkpoint: Path, work: Path, optional: Sequence[str], plan: Plan) -> list[Engine]:
     """Ours first. Converts `checkpoint` where `work` does not hold the result yet."""
     bundle, gguf = work / "int4", work / "q4_0"
     if not bundle.exists():
@@ -89,7 +89,8 @@ def engines(checkpoint: Path, work: Path, optional: Sequence[str]) -> list[Engin
     if "executorch" in optional:
         pte = work / "pte"
         if not pte.exists():
-            export(checkpoint, pte, target="executorch")
+            room = max(plan.depths) + plan.decode + 3  # its KV cache has that size from the start
+            export(checkpoint, pte, target="executorch", max_seq_len=room)
         found.append(Engine("hrm-edge, ExecuTorch", "hrm-edge", pte))
     if "transformers" in optional:
         found.append(Engine("transformers, float32", "transformers", checkpoint, SLOW))
@@ -260,7 +261,7 @@ def main(
     """Measure CHECKPOINT through each runtime in turns; write OUT.md, OUT.json and OUT.png."""
     install()
     plan = Plan(tuple(int(d) for d in depths.split(",")), decode, threads)
-    running = engines(checkpoint, work, also)
+    running = engines(checkpoint, work, also, plan)
     about = machine()
     bandwidth = read_bandwidth(threads)
     reports: dict[str, list[RawReport]] = {engine.name: [] for engine in running}
