@@ -139,7 +139,7 @@ class Terminal:
             while time.monotonic() < end:
                 if select.select([self.master], [], [], 0.1)[0]:
                     seen += os.read(self.master, 4096).decode(errors="replace")
-                if text in seen:
+                if text in seen and seen.endswith("> "):
                     return
         raise AssertionError(self.seen + seen)
 
@@ -157,7 +157,7 @@ def test_lines_are_edited_and_ctrl_c_drops_what_was_typed(shared_bundle: Path) -
         terminal.until(lambda s: "never mind" in s)
         terminal.interrupt_until("Ctrl-D or /exit leaves")
         terminal.type("\x1b[A\n")  # arrow up: the last line again
-        terminal.until(lambda s: "take the last turn back" in s)
+        terminal.until(lambda s: "take the last turn back" in s and s.endswith("> "))
         terminal.type("\x04")
         assert terminal.process.wait(20) == 0
     finally:
