@@ -58,7 +58,7 @@ def fit(x: np.ndarray, bits: int) -> np.ndarray:
     """The scale of each channel of x [T, heads, head_dim] that just clips nothing.
 
     The largest values are what attention turns on: scales of least squared error, which clip them,
-    gave 8 times the KL divergence at 4 bits (benchmarks/results/quantization.md).
+    gave 8 times the KL divergence at 4 bits (docs/quantization.md).
     """
     top = (1 << (bits - 1)) - 1
     return np.maximum(np.abs(x).max(axis=0) / top, 1e-8).astype(np.float32)
