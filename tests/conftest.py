@@ -1,11 +1,15 @@
 """Fixtures: tiny checkpoints, a bundle, and the command line run in this process."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tiny_models import Shape, write_model
+
+# A shell starts background jobs with Ctrl-C ignored, and programs pass that on to their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
