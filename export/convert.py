@@ -56,6 +56,8 @@ def export(
         write = partial(_write_onnx, recipe=recipe, work=work)
     elif target == "executorch":
         with quiet_imports():
+            import executorch  # noqa: F401, before torch: the extra to install is named after it
+
             from .target_executorch import write_executorch
 
         if dtype != "fp32":
