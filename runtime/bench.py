@@ -89,6 +89,7 @@ class Bench:
         threads: int | None,
         h_cycles: int | None = None,
         provider: str = "cpu",
+        weight_cache: Path | None = None,
     ) -> "Bench":
         """Load `path` with as much context as `tests` need. Raises HRMEdgeError."""
         bundle = Bundle.open(path)
@@ -99,7 +100,7 @@ class Bench:
                 f"the tests need {context} tokens of context, {path} has {manifest.max_seq_len}; "
                 "use a smaller -p, -n or -d"
             )
-        session = open_session(bundle, threads, context, h_cycles, provider)
+        session = open_session(bundle, threads, context, h_cycles, provider, weight_cache)
         facts = {
             "model": path.resolve().name,
             "model_size": sum(file.size for file in manifest.files.values()),

@@ -8,6 +8,8 @@ import click
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status, track
 
+from .cli_options import H_CYCLES, PROVIDER, THREADS, WEIGHT_CACHE
+
 if TYPE_CHECKING:
     from .bench import Bench, Result, Test
 
@@ -39,9 +41,10 @@ class Numbers(click.ParamType):
     help="Tokens in front of those that -n decodes. A prompt is one call and has no depth.",
 )
 @click.option("-r", "--repetitions", default=5, show_default=True)
-@click.option("-t", "--threads", type=int, help="Default: one per physical performance core.")
-@click.option("--h-cycles", type=int, help="Run so many H cycles.")
-@click.option("--provider", default="cpu", show_default=True, help="What computes: cpu, cuda, ...")
+@THREADS
+@H_CYCLES
+@PROVIDER
+@WEIGHT_CACHE
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md")
 @click.option("--no-warmup", is_flag=True, help="Count the first run of a test as well.")
 @click.option("--sustained", type=float, metavar="MINUTES", help="Decode that long; see it slow.")
@@ -55,6 +58,7 @@ def command(
     threads: int | None,
     h_cycles: int | None,
     provider: str,
+    weight_cache: str,
     output: str,
     no_warmup: bool,
     sustained: float | None,
@@ -66,6 +70,7 @@ def command(
     """
     _check(repetitions, threads, sustained, plot)
     from .bench import Bench, plan
+    from .weight_cache import directory_of
 
     tests = plan(n_prompt, n_gen, n_depth)
     if sustained is not None:
@@ -73,7 +78,9 @@ def command(
         if not tests:
             raise HRMEdgeError("--sustained decodes; give -n more than 0")
     with status("loading the bundle"):
-        bench = Bench.open(bundle, tests, threads, h_cycles, provider)
+        bench = Bench.open(
+            bundle, tests, threads, h_cycles, provider, directory_of(weight_cache)
+        )
     if sustained is not None:
         _sustain(bench, tests[0], sustained, output, plot)
         return

@@ -1,4 +1,4 @@
-"""The options that `generate` and `chat` share: how to load a bundle, and how to answer."""
+"""The options that verbs share: how to load a bundle, and how to answer."""
 
 import functools
 import json
@@ -41,21 +41,27 @@ ANSWERING = (
         help="Draft tokens where it pays.  [default: on]",
     ),
 )
+THREADS = click.option(
+    "-t", "--threads", type=int, help="Default: one per physical performance core."
+)
+H_CYCLES = click.option("--h-cycles", type=int, help="Run so many H cycles: faster, less able.")
+PROVIDER = click.option(
+    "--provider", default="cpu", show_default=True, help="What computes: cpu, cuda, ..."
+)
+WEIGHT_CACHE = click.option(
+    "--weight-cache",
+    default="off",
+    show_default=True,
+    metavar="DIR|auto|off",
+    help="Keep packed weights there: far less memory, twice the disk.",
+)
 LOADING = (
-    click.option("-t", "--threads", type=int, help="Default: one per physical performance core."),
+    THREADS,
     click.option("-c", "--max-context", type=int, help="Tokens of prompt and answer to hold."),
     click.option("--draft", metavar="BUNDLE|self", help="What drafts; self is its first H cycle."),
-    click.option("--h-cycles", type=int, help="Run so many H cycles: faster, less able."),
-    click.option(
-        "--provider", default="cpu", show_default=True, help="What computes: cpu, cuda, ..."
-    ),
-    click.option(
-        "--weight-cache",
-        default="off",
-        show_default=True,
-        metavar="DIR|auto|off",
-        help="Keep packed weights there: far less memory, twice the disk.",
-    ),
+    H_CYCLES,
+    PROVIDER,
+    WEIGHT_CACHE,
     click.option("--verify", is_flag=True, help="Hash the bundle's files before use."),
     click.option("--strict", is_flag=True, help="Refuse a bundle that may not fit into memory."),
 )

@@ -47,6 +47,13 @@ def test_json_holds_every_sample_and_csv_a_line_each(shared_bundle: Path) -> Non
     assert [line["test"] for line in lines] == ["pp8", "tg4"]
 
 
+def test_packed_weights_can_be_measured_too(shared_bundle: Path, tmp_path: Path) -> None:
+    options = ("-p", 8, "-n", 0, "-r", 1, "-t", 1, "--weight-cache", tmp_path / "cache")
+    done = bench(shared_bundle, *options)
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "cache").rglob("*.onnx"))
+
+
 def test_sustained_runs_for_its_time_and_plots(shared_bundle: Path, tmp_path: Path) -> None:
     png = tmp_path / "s.png"
     done = bench(shared_bundle, "-n", 4, "--sustained", 0.005, "-o", "json", "--plot", png)
