@@ -78,9 +78,7 @@ def command(
         if not tests:
             raise HRMEdgeError("--sustained decodes; give -n more than 0")
     with status("loading the bundle"):
-        bench = Bench.open(
-            bundle, tests, threads, h_cycles, provider, directory_of(weight_cache)
-        )
+        bench = Bench.open(bundle, tests, threads, h_cycles, provider, directory_of(weight_cache))
     if sustained is not None:
         _sustain(bench, tests[0], sustained, output, plot)
         return
