@@ -30,6 +30,7 @@ command -v javac >/dev/null || needed+=(default-jdk-headless)
 command -v aapt2 >/dev/null || needed+=(aapt)
 command -v gcc >/dev/null || needed+=(gcc libc6-dev)
 command -v npm >/dev/null || needed+=(npm)
+python3 -c 'import ensurepip' 2>/dev/null || needed+=(python3-venv)
 [ -f /usr/share/java/junit4.jar ] || needed+=(junit4)
 [ -f /usr/share/java/com.android.json.jar ] || needed+=(libandroid-json-java)
 if [ ${#needed[@]} -gt 0 ]; then
@@ -38,8 +39,8 @@ if [ ${#needed[@]} -gt 0 ]; then
 fi
 
 python=$(command -v python3)
-if ! "$python" -c 'import hrm_edge.export, onnx_ir, safetensors' 2>/dev/null; then
-    [ -d "$tools/venv" ] || python3 -m venv "$tools/venv"
+if ! "$python" -c 'import hrm_edge.export, jinja2, onnx_ir, safetensors' 2>/dev/null; then
+    [ -x "$tools/venv/bin/pip" ] || python3 -m venv --clear "$tools/venv"
     python=$tools/venv/bin/python
     "$python" -m pip install -q -e '..[export]'
 fi
@@ -92,9 +93,7 @@ fi
 
 step "Bundles, and tokenizers with their ids"
 rm -rf "$build/bundles" "$build/tokenizers"
-for bits in 8 32; do
-    "$python" -m hrm_edge export ../hrm_edge/data/hrm_tiny -o "$build/bundles/kv$bits" --kv-bits $bits
-done
+"$python" checks/python_cases.py "$build/bundles"
 "$python" checks/tokenizer_cases.py "$build/tokenizers"
 
 step "Resources and manifest"

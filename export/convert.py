@@ -1,11 +1,14 @@
 """`export`: one checkpoint in, one bundle out, whole or not at all."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from hrm_edge.bundle import Bundle
+from hrm_edge.bundle import PROMPT_FORMAT, Bundle
+from hrm_edge.chat_template import read_chat_template, written_out
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import new_directory
@@ -76,11 +79,17 @@ def export(
         opened = _open(resolve(checkpoint, revision, offline), Path(scratch))
         write(opened, directory, max_seq_len=_max_seq_len(opened, max_seq_len))
         written = Bundle.open(directory)
+        manifest = replace(written.manifest, prompt_format=_prompt_format(opened.path))
         if gate is not None:
-            quality = report(opened, written, gate)
-            gate.check(quality)
-            replace(written.manifest, quality=quality).write(directory)
+            manifest = replace(manifest, quality=report(opened, written, gate))
+            gate.check(manifest.quality)
+        manifest.write(directory)
     return Bundle.open(out)
+
+
+def _prompt_format(checkpoint: Path) -> Mapping[str, Any] | None:
+    template = read_chat_template(checkpoint)
+    return PROMPT_FORMAT if template is None else written_out(template)
 
 
 def _write_onnx(

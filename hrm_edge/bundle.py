@@ -84,11 +84,12 @@ class Manifest:
     files: Mapping[str, BundleFile]
     made_by: Mapping[str, str]
     quality: Mapping[str, Any] = field(default_factory=dict)
+    prompt_format: Mapping[str, Any] | None = field(default_factory=PROMPT_FORMAT.copy)
 
     def write(self, directory: Path) -> None:
         """Write manifest.json into `directory`."""
         raw = {"format_version": FORMAT_VERSION} | asdict(self)
-        raw |= {"model": self.model.to_dict(), "prompt_format": PROMPT_FORMAT}
+        raw |= {"model": self.model.to_dict()}
         (directory / MANIFEST).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -118,6 +119,7 @@ class Manifest:
                 files={n: BundleFile(**f) for n, f in raw["files"].items()},
                 made_by=raw["made_by"],
                 quality=raw["quality"],
+                prompt_format=raw["prompt_format"],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise HRMEdgeError(f"{path}: damaged manifest ({error!r}); export again") from None

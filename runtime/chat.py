@@ -5,84 +5,13 @@ therefore the plain prompt. Anything longer is written out as a transcript ("Use
 ...") inside one prompt; the model never saw such a thing, so expect little of later turns.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import Any, NoReturn, TypedDict
 
-from hrm_edge.config import read_json_object
+from hrm_edge.chat_template import ChatTemplate, Message
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import format_prompt, parse_conditions
 
 ROLES = ("system", "user", "assistant")
-
-
-class Message(TypedDict):
-    """One turn; `role` is system (first only), user or assistant."""
-
-    role: str
-    content: str
-
-
-class ChatTemplate:
-    """Renders messages as the checkpoint's makers do: Jinja, sandboxed."""
-
-    def __init__(self, source: str, variables: Mapping[str, str], path: Path) -> None:
-        """Compile `source`; `variables` holds bos_token and its like. Raises HRMEdgeError."""
-        try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ModuleNotFoundError:
-            raise HRMEdgeError(
-                f"{path}: a chat template needs jinja2: pip install 'hrm-edge[chat]'"
-            ) from None
-        self._variables, self._path = variables, path
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = self._refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            self._refuse(str(error))
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, ready for an answer. Raises HRMEdgeError if it is refused."""
-        try:
-            return self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._variables,
-            )
-        except HRMEdgeError:
-            raise
-        except Exception as error:  # a template is a program and may raise anything
-            self._refuse(str(error))
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise HRMEdgeError(f"{self._path}: the chat template refuses the conversation ({reason})")
-
-
-def read_chat_template(bundle: Path) -> ChatTemplate | None:
-    """The template of chat_template.jinja or tokenizer_config.json, if the bundle has one."""
-    path, config = bundle / "tokenizer_config.json", dict[str, Any]()
-    if path.is_file():
-        config = read_json_object(path)
-    source = config.get("chat_template")
-    if (bundle / "chat_template.jinja").is_file():
-        path = bundle / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8")
-    if isinstance(source, list):  # several, by name
-        source = next((t["template"] for t in source if t.get("name") == "default"), None)
-    if not isinstance(source, str):
-        return None
-    tokens = {name: _token(config[name]) for name in config if name.endswith("_token")}
-    return ChatTemplate(source, {n: t for n, t in tokens.items() if t is not None}, path)
 
 
 def format_chat(
@@ -124,13 +53,3 @@ def check_messages(messages: object) -> None:
             raise HRMEdgeError(f"{where}.role is {role!r}, expected one of {', '.join(ROLES)}")
         if message["role"] == "system" and i > 0:
             raise HRMEdgeError(f"{where} is a system message, which can only be the first")
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _token(value: object) -> str | None:
-    """A special token's text; tokenizer_config.json also writes it as an object."""
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else None

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from hrm_edge.chat_template import Message
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import writing
 
-from .chat import Message, check_messages
+from .chat import check_messages
 from .settings import Options, Settings
 
 

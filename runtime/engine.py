@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Unpack, cast
 
 from hrm_edge.bundle import Bundle, Manifest
+from hrm_edge.chat_template import ChatTemplate, Message, read_chat_template
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.prompt import Tokenizer, format_prompt, parse_conditions
+from hrm_edge.prompt import Tokenizer
 
 from . import memory, store
-from .chat import ChatTemplate, Message, format_chat, read_chat_template
+from .chat import format_chat
 from .fit import shortage
 from .guided import Constraint, Guide
 from .processors import make_processors
@@ -185,7 +186,7 @@ class Model:
 
     def encode(self, prompt: str, condition: str) -> list[int]:
         """The prefix of `prompt` in tokens. Raises HRMEdgeError if no token of an answer fits."""
-        return self._encode(format_prompt(prompt, parse_conditions(condition)))
+        return self.encode_chat([{"role": "user", "content": prompt}], condition)
 
     def encode_chat(self, messages: Sequence[Message], condition: str = "direct") -> list[int]:
         """The prefix of a conversation; see chat.py. Raises HRMEdgeError as `encode`."""

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from hrm_edge.chat_template import Message, read_chat_template
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.runtime import load
-from hrm_edge.runtime.chat import Message, format_chat, read_chat_template, transcript
+from hrm_edge.runtime.chat import format_chat, transcript
 
 CHATML = """{%- if messages[0].role == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}

@@ -324,6 +324,35 @@ def test_candidates_are_those_of_the_python_sampler() -> None:
         assert got["probabilities"] == pytest.approx(probabilities[order].tolist(), rel=1e-9)
 
 
+def test_a_chat_template_is_used_as_written_out_or_refused(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(bundles["8"], tmp_path / "chat")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    written = {
+        "start": "<|im_start|>user\n",
+        "end": "<|im_end|>\n",
+        "conditions": {},
+        "turns": None,
+    }
+
+    def told(prompt_format: dict[str, Any] | None) -> str:
+        changed = json.dumps(manifest | {"prompt_format": prompt_format})
+        (bundle / "manifest.json").write_text(changed)
+        return node(f"""
+          import {{ loadDirectory }} from "./node.mjs";
+          await loadDirectory("{bundle}")
+            .then((model) => model.encode("Calculate 1 + 1"), (error) => error.message)
+            .then((found) => console.log(JSON.stringify(found)));
+        """)
+
+    from hrm_edge.prompt import Tokenizer
+
+    prefix = "<|im_start|>user\nCalculate 1 + 1<|im_end|>\n"
+    assert json.loads(told(written)) == Tokenizer(bundle).encode(prefix)
+    assert "its chat template is a program that this cannot run" in told(None)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

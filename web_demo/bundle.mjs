@@ -70,6 +70,12 @@ function parseManifest(source, bytes) {
       `${source.name}: computes in float16; export with --dtype fp32 for this`,
     );
   }
+  if (!manifest.prompt_format) {
+    const instead = "run it with the Python runtime";
+    throw new HRMEdgeError(
+      `${source.name}: its chat template is a program that this cannot run; ${instead}`,
+    );
+  }
   return manifest;
 }
 

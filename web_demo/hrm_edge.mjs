@@ -50,7 +50,8 @@ export class Model {
     const { start, end, conditions } = this.manifest.prompt_format;
     const body = prompt.replace(ENDS, "");
     if (!body) throw new HRMEdgeError("the prompt is empty; give some text");
-    const names = condition
+    const own = Object.keys(conditions).length > 0; // a chat template has none: they are ignored
+    const names = (own ? condition : "")
       .split(",")
       .map((name) => name.trim())
       .filter(Boolean);

@@ -65,10 +65,11 @@ class Runner(private val app: HrmEdgeApp) {
     fun ask(question: String) = begin(question) { stop ->
         val preferences = app.preferences
         val settings = preferences.settings
-        val sent = if (preferences.conversation) app.history.transcript(question) else question
         val engine = engine()
-        val known = engine.manifest.prompt.conditions.keys
-        val conditions = settings.conditions.filter { it in known }
+        val prompt = engine.manifest.prompt
+        val earlier = if (preferences.conversation) app.history.exchanges else emptyList()
+        val sent = prompt.conversation(earlier, question)
+        val conditions = settings.conditions.filter { it in prompt.conditions }
         show(State.Answering(question, ""))
         val text = StringBuilder()
         val answer = engine.answer(sent, settings.copy(conditions = conditions), stop) {

@@ -22,19 +22,6 @@ data class Architecture(
     val headDim: Int,
 )
 
-/** How text becomes a prefix: [start], the tokens of the conditions, the text, [end]. */
-data class PromptFormat(val start: String, val end: String, val conditions: Map<String, String>) {
-    /** The prefix for [text], special tokens spelled out. Throws [Problem] if there is no text. */
-    fun prefix(text: String, chosen: List<String>): String {
-        val body = text.trim { it.isWhitespace() || it == '\u0085' } // as Python's strip
-        if (body.isEmpty()) throw Problem("The question is empty; write something first.")
-        val tokens = chosen.map {
-            conditions[it] ?: throw Problem("This model knows no condition \"$it\".")
-        }
-        return start + tokens.joinToString("") + body + end
-    }
-}
-
 /** Everything that manifest.json says before a model file is opened; see docs/bundle.md. */
 data class Manifest(
     val target: String,
@@ -71,7 +58,6 @@ data class Manifest(
         private fun read(raw: JSONObject): Manifest {
             val model = raw.getJSONObject("model")
             val cache = raw.getJSONObject("kv_cache")
-            val prompt = raw.getJSONObject("prompt_format")
             val files = raw.getJSONObject("files")
             val ends = raw.getJSONArray("eos_token_ids")
             return Manifest(
@@ -85,13 +71,7 @@ data class Manifest(
                 ),
                 maxSeqLen = raw.getInt("max_seq_len"),
                 ends = (0 until ends.length()).map { ends.getInt(it) }.toSet(),
-                prompt = PromptFormat(
-                    start = prompt.getString("start"),
-                    end = prompt.getString("end"),
-                    conditions = prompt.getJSONObject("conditions").let { conditions ->
-                        conditions.keyList().associateWith { conditions.getString(it) }
-                    },
-                ),
+                prompt = PromptFormat.read(raw),
                 files = files.keyList().associateWith { name ->
                     plainName(name)
                     val file = files.getJSONObject(name)
@@ -249,4 +229,4 @@ private inline fun InputStream.blocks(use: (ByteArray, Int) -> Unit) {
     }
 }
 
-private fun JSONObject.keyList(): List<String> = keys().asSequence().toList()
+internal fun JSONObject.keyList(): List<String> = keys().asSequence().toList()

@@ -31,17 +31,6 @@ class History(private val file: File) {
         save()
     }
 
-    /**
-     * [question] after the earlier turns, as one text for a model without a chat template.
-     *
-     * HRM-Text was trained on single questions and never saw such a transcript.
-     */
-    fun transcript(question: String): String {
-        if (kept.isEmpty()) return question
-        val lines = kept.flatMap { listOf("User: " + it.question.trim(), "Assistant: " + it.answer.trim()) }
-        return (lines + ("User: " + question.trim()) + "Assistant:").joinToString("\n\n")
-    }
-
     /** A damaged file is set aside, so that the app starts. */
     private fun read(): List<Exchange> = try {
         val raw = JSONArray(file.readText())

@@ -109,12 +109,4 @@ class BundleTest {
         manifest.delete()
         assertContains(problem { Bundle.open(copy) }, "no bundle")
     }
-
-    @Test
-    fun anEmptyQuestionAndAnUnknownConditionAreRefused() {
-        val prompt = original.manifest.prompt
-        assertContains(problem { prompt.prefix(" \n", listOf("direct")) }, "empty")
-        assertContains(problem { prompt.prefix("hi", listOf("loud")) }, "loud")
-        assertEquals("<|im_start|><|quad_end|><|object_ref_end|>hi<|im_end|>", prompt.prefix(" hi ", listOf("synth", "cot")))
-    }
 }

@@ -31,12 +31,4 @@ class HistoryTest {
         assertTrue(History(file).exchanges.isEmpty())
         assertEquals("[{\"question\"", File(scratch, "history.json.damaged").readText())
     }
-
-    @Test
-    fun laterTurnsBecomeATranscript() {
-        val history = History(file)
-        assertEquals("Who?", history.transcript("Who?"))
-        history.add(Exchange("Hi ", " Hello", "", 0))
-        assertEquals("User: Hi\n\nAssistant: Hello\n\nUser: Who?\n\nAssistant:", history.transcript("Who?"))
-    }
 }

@@ -4,13 +4,19 @@ import java.io.File
 import org.json.JSONArray
 import org.json.JSONObject
 
-/** Where the build leaves bundles and cases: hrm-tiny as kv32 and kv8, tokenizers with their ids. */
+/**
+ * Where the build leaves bundles and cases: hrm-tiny with KV caches of 32, 16, 8 and 4 bits and with
+ * a chat template, what the Python runtime makes of them, and tokenizers with their ids.
+ */
 object TestFiles {
     val bundles = File(System.getProperty("hrmedge.bundles")!!)
     val tokenizers = File(System.getProperty("hrmedge.tokenizers")!!)
+    val python = JSONObject(File(bundles, "python.json").readText())
     val golden = JSONObject(File(System.getProperty("hrmedge.golden")!!).readText())
 
-    fun bundle(kvBits: Int): Bundle = Bundle.open(File(bundles, "kv$kvBits"))
+    fun bundle(kvBits: Int): Bundle = bundle("kv$kvBits")
+
+    fun bundle(name: String): Bundle = Bundle.open(File(bundles, name))
 }
 
 fun JSONArray.ints(): IntArray = IntArray(length()) { getInt(it) }

@@ -175,9 +175,12 @@ private class KVTensors(
 
     init {
         val bits = manifest.cache.bits
+        val type = TYPES[bits] ?: throw Problem(
+            "The app has no KV cache of $bits bits, only of ${TYPES.keys.joinToString(", ")}; export again.",
+        )
         val heads = manifest.architecture.heads
         val width = manifest.architecture.headDim / if (bits == 4) 2 else 1
-        val bytes = heads.toLong() * context * width * if (bits == 32) 4 else 1
+        val bytes = heads.toLong() * context * width * maxOf(bits / 8, 1)
         val shape = longArrayOf(1, heads.toLong(), context.toLong(), width.toLong())
         if (bytes > Int.MAX_VALUE) throw tooLarge(context)
         try {
@@ -185,7 +188,7 @@ private class KVTensors(
                 for (part in listOf("key", "value")) {
                     val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())
                     buffers.add(buffer)
-                    val tensor = OnnxTensor.createTensor(environment, buffer, shape, TYPES.getValue(bits))
+                    val tensor = OnnxTensor.createTensor(environment, buffer, shape, type)
                     past["past_key_values.$slot.$part"] = tensor
                     present["present.$slot.$part"] = tensor
                 }
@@ -208,7 +211,12 @@ private class KVTensors(
         Problem("There is no memory for a context of $context tokens; choose a shorter one.")
 
     private companion object {
-        val TYPES = mapOf(32 to OnnxJavaType.FLOAT, 8 to OnnxJavaType.INT8, 4 to OnnxJavaType.UINT8)
+        val TYPES = mapOf(
+            32 to OnnxJavaType.FLOAT,
+            16 to OnnxJavaType.FLOAT16,
+            8 to OnnxJavaType.INT8,
+            4 to OnnxJavaType.UINT8, // two values each
+        )
     }
 }
 

@@ -23,6 +23,7 @@ import org.hrmedge.core.need
 import org.hrmedge.core.objects
 import org.hrmedge.core.problem
 import org.hrmedge.core.readTokenizer
+import org.json.JSONObject
 
 /** The engine of the app over real bundles, by the AAR's classes and JNI library. */
 class OnnxEngineTest {
@@ -59,6 +60,35 @@ class OnnxEngineTest {
                     }
                 }
             }
+        }
+    }
+
+    /** Made on this machine: at these roundings, answers of different processors may differ. */
+    @Test
+    fun givesThePythonRuntimesAnswersWithOtherCachesAndWithAChatTemplate() {
+        for ((name, cases) in TestFiles.python.getJSONObject("answers").let { all -> all.keys().asSequence().map { it to all.getJSONArray(it) } }) {
+            engine(TestFiles.bundle(name)).use { engine ->
+                for (case in cases.objects()) {
+                    val conditions = if (name == "chat") emptyList() else listOf("direct")
+                    val answer = engine.ask(case.getString("prompt"), Settings(conditions, maxTokens = 64))
+                    assertEquals(case.getJSONArray("tokens").ints().toList(), answer.tokens, "$name: ${case.getString("prompt")}")
+                }
+            }
+        }
+    }
+
+    @Test
+    fun aCacheOfUnknownBitsIsRefused() {
+        val copy = createTempDirectory("bundle").toFile()
+        try {
+            TestFiles.bundle(8).directory.copyRecursively(copy, overwrite = true)
+            val manifest = File(copy, Manifest.NAME)
+            val raw = JSONObject(manifest.readText())
+            raw.getJSONObject("kv_cache").put("bits", 2)
+            manifest.writeText(raw.toString())
+            assertContains(problem { engine(Bundle.open(copy)) }, "no KV cache of 2 bits")
+        } finally {
+            copy.deleteRecursively()
         }
     }
 

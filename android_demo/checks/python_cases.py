@@ -1,0 +1,81 @@
+"""Bundles of hrm-tiny, and what the Python runtime makes of them.
+
+python checks/python_cases.py OUT
+
+Writes OUT/kv32, kv16 (float16 throughout), kv8, kv4 and chat, which has a chat template, and
+OUT/python.json: answers to the first golden prompts for those that golden.json does not cover, and
+conversations as the template renders them.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from hrm_edge.chat_template import Message, read_chat_template
+from hrm_edge.export import export
+from hrm_edge.runtime import load
+
+DEMO = Path(__file__).parents[1]
+TINY = DEMO.parent / "hrm_edge" / "data" / "hrm_tiny"
+TEMPLATE = """{% for message in messages %}
+<|im_start|>{{ message.role }}
+{{ message.content | trim }}<|im_end|>
+{% endfor %}
+{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+CONVERSATIONS = [
+    [" Calculate 2 + 1\n"],
+    ["Hi ", ' Hello, "you" & <me>!', "Grüße?\n\nUnd {{ jetzt }}?"],
+    ["1", "2", "3", "4\n5", "6"],
+]
+PROMPTS = 12
+
+
+def with_template(directory: Path) -> Path:
+    """hrm-tiny's checkpoint as if it came with a template."""
+    shutil.copytree(TINY, directory)
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    return directory
+
+
+def answers(bundle: Path, prompts: list[str]) -> list[dict[str, object]]:
+    """Greedy answers in tokens."""
+    model = load(bundle, threads=1)
+    return [
+        {"prompt": prompt, "tokens": list(model.generate(prompt, max_tokens=64).tokens)}
+        for prompt in prompts
+    ]
+
+
+def rendered(bundle: Path, texts: list[str]) -> str:
+    template = read_chat_template(bundle)
+    assert template is not None
+    turns: list[Message] = [
+        {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)
+    ]
+    return template.render(turns)
+
+
+def main() -> None:
+    """Write everything into the directory that the first argument names."""
+    out = Path(sys.argv[1])
+    for bits in (32, 16, 8, 4):
+        dtype = "fp16" if bits == 16 else "fp32"
+        export(TINY, out / f"kv{bits}", kv_bits=bits, dtype=dtype, gate=None)
+    with tempfile.TemporaryDirectory() as scratch:
+        export(with_template(Path(scratch) / "tiny"), out / "chat", gate=None)
+    vectors = json.loads((DEMO / "golden.json").read_text(encoding="utf-8"))["vectors"]
+    prompts = [v["prompt"] for v in vectors if v["condition"] == "direct"][:PROMPTS]
+    made = {
+        "answers": {name: answers(out / name, prompts) for name in ("kv16", "kv4", "chat")},
+        "conversations": [
+            {"turns": turns, "rendered": rendered(out / "chat", turns)} for turns in CONVERSATIONS
+        ],
+    }
+    (out / "python.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

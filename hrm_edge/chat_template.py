@@ -1,0 +1,142 @@
+"""A checkpoint's chat template: rendered as its makers do, or written out for who has no Jinja.
+
+HRM-Text itself has none (see prompt.py); derivatives do. Knows neither tokens nor models.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict
+
+from hrm_edge.config import read_json_object
+from hrm_edge.errors import HRMEdgeError
+
+PLAIN = ("(one)", "(two)", "(three)", "(four)", "(five)")
+ODD = ('1. "a" <b>\n& {{c}}', "é\\n😀 d", "e'f\n\n`g`", "# h", "I\ti")
+
+
+class Message(TypedDict):
+    """One turn; `role` is system (first only), user or assistant."""
+
+    role: str
+    content: str
+
+
+class ChatTemplate:
+    """Renders messages as the checkpoint's makers do: Jinja, sandboxed."""
+
+    def __init__(self, source: str, variables: Mapping[str, str], path: Path) -> None:
+        """Compile `source`; `variables` holds bos_token and its like. Raises HRMEdgeError."""
+        try:
+            from jinja2 import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ModuleNotFoundError:
+            raise HRMEdgeError(
+                f"{path}: a chat template needs jinja2: pip install 'hrm-edge[chat]'"
+            ) from None
+        self._variables, self._path, self.dated = variables, path, "strftime_now" in source
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = self._refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            self._refuse(str(error))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as text, ready for an answer. Raises HRMEdgeError if it is refused."""
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._variables,
+            )
+        except HRMEdgeError:
+            raise
+        except Exception as error:  # a template is a program and may raise anything
+            self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise HRMEdgeError(f"{self._path}: the chat template refuses the conversation ({reason})")
+
+
+def read_chat_template(directory: Path) -> ChatTemplate | None:
+    """The template of chat_template.jinja or tokenizer_config.json, if there is one."""
+    path, config = directory / "tokenizer_config.json", dict[str, Any]()
+    if path.is_file():
+        config = read_json_object(path)
+    source = config.get("chat_template")
+    if (directory / "chat_template.jinja").is_file():
+        path = directory / "chat_template.jinja"
+        source = path.read_text(encoding="utf-8")
+    if isinstance(source, list):  # several, by name
+        source = next((t["template"] for t in source if t.get("name") == "default"), None)
+    if not isinstance(source, str):
+        return None
+    tokens = {name: _token(config[name]) for name in config if name.endswith("_token")}
+    return ChatTemplate(source, {n: t for n, t in tokens.items() if t is not None}, path)
+
+
+def written_out(template: ChatTemplate) -> dict[str, Any] | None:
+    """`template` as a bundle's prompt format: the fixed texts around questions and answers.
+
+    `start` + question + `end` is a lone question's prefix; `turns` holds what stands between a
+    question and its `answer`, and between that and the next `question`. Found by rendering
+    conversations and proved on others. None where a template does more than put texts in between
+    (escapes them, writes the date), `turns` None where only later turns are of that kind.
+    """
+    try:
+        start, end = _around(template.render(_turns(PLAIN[:1])), PLAIN[0])
+    except (HRMEdgeError, ValueError):
+        return None
+    single = {"start": start, "end": end, "conditions": {}, "turns": None}
+    if template.dated or not _holds(template, single, ODD[:1]):
+        return None
+    try:
+        asked, rest = _around(template.render(_turns(PLAIN[:3])), PLAIN[1])
+        answer = asked.removeprefix(start + PLAIN[0])
+        question = rest.removesuffix(PLAIN[2] + end)
+    except (HRMEdgeError, ValueError):
+        return single
+    whole = single | {"turns": {"answer": answer, "question": question}}
+    proved = _holds(template, whole, ODD[:3]) and _holds(template, whole, ODD)
+    return whole if proved else single
+
+
+def _holds(template: ChatTemplate, form: Mapping[str, Any], texts: Sequence[str]) -> bool:
+    between = form["turns"] or {}
+    joined = texts[0]
+    for i, text in enumerate(texts[1:]):
+        joined += between["question" if i % 2 else "answer"] + text
+    try:
+        return template.render(_turns(texts)) == form["start"] + joined + form["end"]
+    except HRMEdgeError:
+        return False
+
+
+def _around(rendered: str, text: str) -> tuple[str, str]:
+    """What stands before and after `text`. Raises ValueError if it is not there exactly once."""
+    before, after = rendered.split(text)
+    return before, after
+
+
+def _turns(texts: Sequence[str]) -> list[Message]:
+    return [
+        {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)
+    ]
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _token(value: object) -> str | None:
+    """A special token's text; tokenizer_config.json also writes it as an object."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
