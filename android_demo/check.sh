@@ -66,7 +66,8 @@ debian() { # Android's stubs and resources are in Debian's unstable suite only
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $site sid main" >"$apt/sources.list"
     local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o Dir::State::status=/dev/null
-        -o APT::Sandbox::User=root -o Acquire::Languages=none)
+        -o APT::Sandbox::User=root -o Acquire::Languages=none
+        -o Acquire::Check-Valid-Until=false) # a mirror may lag behind
     apt-get "${options[@]}" update -qq
     (cd "$apt" && apt-get "${options[@]}" download -qq libandroid-23-java android-framework-res)
     for deb in "$apt"/*.deb; do dpkg -x "$deb" "$apt/unpacked"; done
