@@ -132,13 +132,14 @@ def _timed(depth: int, calls: Sequence[Callable[[], object]], tokens: int) -> Ti
     times: list[float] = []
     before = energy_counters()
     for call in calls:
-        with _clock(times):
+        with clock(times):
             call()
     return Timing(depth, tokens, tuple(times), joules(before, energy_counters()))
 
 
 @contextmanager
-def _clock(times: list[float]) -> Iterator[None]:
+def clock(times: list[float]) -> Iterator[None]:
+    """Append the milliseconds that the block takes to `times`."""
     started = time.perf_counter()
     yield
     times.append(1000 * (time.perf_counter() - started))

@@ -38,6 +38,7 @@ import click
 @click.option("--calibration-tokens", default=4096, show_default=True, help="Most to look at.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keeps what gptq has done, to go on.")
 @click.option("--type", "gguf_type", default="q4_0", show_default=True, help="Of a GGUF's tensors.")
+@click.option("--norm-op", is_flag=True, help="In a .pte: MagicNorm as the C++ op hrm::magic_norm.")
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use only what the hub's cache holds.")
@@ -65,6 +66,7 @@ def command(
     calibration_tokens: int,
     work: Path | None,
     gguf_type: str,
+    norm_op: bool,
     max_seq_len: int | None,
     revision: str | None,
     offline: bool,
@@ -107,6 +109,7 @@ def command(
         recipe=recipe,
         work=work,
         gguf_type=gguf_type,
+        norm_op=norm_op,
         max_seq_len=max_seq_len,
         revision=revision,
         offline=offline,

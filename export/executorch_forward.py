@@ -4,6 +4,8 @@
 into calls of one delegate for each piece of a layer; between two of them lies an attention. A token
 attends to all that was read before and to all of its own call: the first call is the bidirectional
 prefix, and what follows comes one token at a time.
+
+With MagicNorm as an op of its own there are three delegates a layer, and the op between them.
 """
 
 from collections.abc import Mapping
@@ -12,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hrm_edge.config import HRMTextConfig
+from hrm_edge.pte import MAGIC_NORM
 
 from .executorch_program import Constants, Delegate, Method
-from .executorch_stack import Pieces
+from .executorch_stack import Layer, Pieces
 from .executorch_weights import Table
 
 
@@ -23,7 +26,7 @@ class Parts:
     """What a forward pass is made of, whatever its context length."""
 
     config: HRMTextConfig
-    stacks: Mapping[str, Pieces]
+    stacks: Mapping[str, Pieces | tuple[Layer, ...]]  # layers: MagicNorm is an op
     head: Delegate
     embedding: Table
     z_l_init: np.ndarray  # [D]
@@ -44,7 +47,11 @@ def forward(parts: Parts, constants: Constants, name: str, length: int) -> Metho
     attention = _Attention(method, config, position)
     for stack in config.passes:
         state, skip = (z_l, z_h) if stack == "L" else (z_h, z_l)
-        state = _pass(method, parts.stacks[stack], attention, (state, skip), angles)
+        pieces = parts.stacks[stack]
+        if isinstance(pieces, Pieces):
+            state = _pass(method, pieces, attention, (state, skip), angles)
+        else:
+            state = _pass_with_op(method, config, pieces, attention, (state, skip), angles)
         z_l, z_h = (state, z_h) if stack == "L" else (z_l, state)
     axis, last = method.scalar(1), method.scalar(-1)
     hidden = method.compute(
@@ -62,12 +69,34 @@ def _pass(
     inputs: tuple[int, int],
     angles: tuple[int, ...],
 ) -> int:
-    residual, gate, *qkv = method.delegate(pieces.entry, *inputs, *angles)
+    gate, *qkv, residual = method.delegate(pieces.entry, *inputs, *angles)
     for between in pieces.between:
         mixed = attention(*qkv)
-        residual, gate, *qkv = method.delegate(between, mixed, gate, residual, *angles)
+        gate, *qkv, residual = method.delegate(between, mixed, gate, residual, *angles)
     (state,) = method.delegate(pieces.exit, attention(*qkv), gate, residual)
     return state
+
+
+def _pass_with_op(
+    method: Method,
+    config: HRMTextConfig,
+    layers: tuple[Layer, ...],
+    attention: "_Attention",
+    inputs: tuple[int, int],
+    angles: tuple[int, ...],
+) -> int:
+    eps, shape = method.scalar(config.rms_norm_eps), (1, None, config.hidden_size)
+
+    def magic_norm(x: int, skip: int) -> tuple[int, int]:
+        return method.compute_two(MAGIC_NORM, x, skip, eps, shape=shape)
+
+    normed, residual = magic_norm(*inputs)
+    for layer in layers:
+        gate, *qkv = method.delegate(layer.project, normed, *angles)
+        (mixed,) = method.delegate(layer.mix, attention(*qkv), gate)
+        normed, residual = magic_norm(mixed, residual)
+        normed, residual = magic_norm(*method.delegate(layer.mlp, normed), residual)
+    return normed
 
 
 class _Attention:

@@ -122,6 +122,12 @@ class Method:
         self.kernel(name, *arguments, out=out)
         return out
 
+    def compute_two(self, name: str, *arguments: int, shape: Shape) -> tuple[int, int]:
+        """The two new tensors that the kernel `name` writes, which takes them as arguments only."""
+        first, second = (self._tensor(shape, np.dtype(np.float32)) for _ in range(2))
+        self.kernel(name, *arguments, first, second)
+        return first, second
+
     def delegate(self, delegate: Delegate, *arguments: int) -> tuple[int, ...]:
         """What `delegate` returns for `arguments`."""
         assert len(arguments) == len(delegate.inputs), (len(arguments), delegate.inputs)

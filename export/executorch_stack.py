@@ -1,8 +1,11 @@
 """A stack as XNNPACK delegates: what comes before its first attention, between two, and after.
 
-Attention and the KV cache lie between delegates, since XNNPACK has neither. The halves of q and k
-that RoPE pairs are projected apart, so that rotating needs no slices, which delegates can't have
-where the number of tokens is not fixed; the pairs are put in place again afterwards.
+Attention and the KV cache lie between delegates, since XNNPACK has neither. Where MagicNorm is an
+op of its own (magic_norm.cpp), delegates end there too.
+
+The halves of q and k that RoPE pairs are projected apart, so that rotating needs no slices, which
+delegates can't have where the number of tokens is not fixed; the pairs are put in place again
+afterwards.
 """
 
 import itertools
@@ -26,13 +29,25 @@ Read = Callable[[str], np.ndarray]  # name of a tensor -> float32
 class Pieces:
     """The delegates of a stack: (x, skip, cos, sin) -> `entry`, `between` each two layers, `exit`.
 
-    All but the last return residual, gate, q, k and v of the next attention; all but the first take
-    the attention's output, gate and residual; `exit` returns the stack's normed state.
+    All but the last return gate, q, k and v of the next attention, and residual; all but the first
+    take the attention's output, gate and residual; `exit` returns the stack's normed state.
     """
 
     entry: Delegate
     between: tuple[Delegate, ...]
     exit: Delegate
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The delegates of a layer between whose linear parts MagicNorm is called.
+
+    (normed, cos, sin) -> `project` -> gate, q, k, v; (attention's output, gate) -> `mix`; `mlp`.
+    """
+
+    project: Delegate
+    mix: Delegate
+    mlp: Delegate
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,13 @@ class Builder:
             self._entry(blocks[0]),
             tuple(self._between(*pair) for pair in itertools.pairwise(blocks)),
             self._exit(blocks[-1]),
+        )
+
+    def layers(self, name: str) -> tuple[Layer, ...]:
+        """The delegates of stack `name` without MagicNorm."""
+        blocks = (f"model.{name}_module.layers.{i}." for i in range(self.config.layers_per_stack))
+        return tuple(
+            Layer(*(part(b) for part in (self._project, self._mix, self._mlp))) for b in blocks
         )
 
     def head(self, name: str) -> Delegate:
@@ -78,8 +100,35 @@ class Builder:
         graph.output(self._from_attention(graph, block)[0])
         return Delegate.of(graph)
 
+    def _project(self, block: str) -> Delegate:
+        graph = self._graph()
+        self._projected(graph, block, self._hidden(graph))
+        return Delegate.of(graph)
+
+    def _mix(self, block: str) -> Delegate:
+        graph = self._graph()
+        graph.output(self._mixed(graph, block))
+        return Delegate.of(graph)
+
+    def _mlp(self, block: str) -> Delegate:
+        graph = self._graph()
+        graph.output(self._fed_forward(graph, block, self._hidden(graph)))
+        return Delegate.of(graph)
+
     def _to_attention(self, graph: XnnpackGraph, block: str, x: Value, residual: Value) -> None:
-        """Results: residual, gate [1, S, A], and q, k, v [1, S, heads, head_dim], rotated."""
+        """Results: those of `_projected`, and residual."""
+        self._projected(graph, block, x)
+        graph.output(residual)
+
+    def _from_attention(self, graph: XnnpackGraph, block: str) -> tuple[Value, Value]:
+        """Arguments: those of `_mixed`, and residual. Returns normed state and residual."""
+        eps = self.config.rms_norm_eps
+        mixed = self._mixed(graph, block)
+        normed, residual = magic_norm(graph, mixed, self._hidden(graph), eps)
+        return magic_norm(graph, self._fed_forward(graph, block, normed), residual, eps)
+
+    def _projected(self, graph: XnnpackGraph, block: str, x: Value) -> None:
+        """Results: gate [1, S, A], and q, k, v [1, S, heads, head_dim], rotated."""
         config = self.config
         heads, half = config.num_attention_heads, config.head_dim // 2
         name = block + "attn.gqkv_proj.weight"
@@ -99,29 +148,26 @@ class Builder:
             second = graph.add(graph.multiply(high, cos), graph.multiply(low, sin))
             return graph.concatenate(first, second)
 
-        graph.output(residual)
         graph.output(graph.sigmoid(project(gate)))
         graph.output(rotated(q))
         graph.output(rotated(k))
         graph.output(graph.reshape(project(v), 1, None, heads, 2 * half))
 
-    def _from_attention(self, graph: XnnpackGraph, block: str) -> tuple[Value, Value]:
-        """Arguments: attention's output, gate, residual. Returns normed state and residual."""
-        config, bits = self.config, self.recipe.bits
-        mixed = graph.input(1, None, config.num_attention_heads, config.head_dim)
-        gate = graph.input(1, None, config.attention_size)
-        residual = self._hidden(graph)
-        flat = graph.reshape(mixed, 1, None, config.attention_size)
-        out = self._read(block + "attn.o_proj.weight", bits)
-        x = graph.linear(graph.multiply(flat, gate), out)
-        normed, residual = magic_norm(graph, x, residual, config.rms_norm_eps)
-        name = block + "mlp.gate_up_proj.weight"
+    def _mixed(self, graph: XnnpackGraph, block: str) -> Value:
+        """Arguments: attention's output, gate. Returns [1, S, D]."""
+        width = self.config.attention_size
+        mixed = graph.input(1, None, self.config.num_attention_heads, self.config.head_dim)
+        gate = graph.input(1, None, width)
+        out = self._read(block + "attn.o_proj.weight", self.recipe.bits)
+        return graph.linear(graph.multiply(graph.reshape(mixed, 1, None, width), gate), out)
+
+    def _fed_forward(self, graph: XnnpackGraph, block: str, x: Value) -> Value:
+        name, bits = block + "mlp.gate_up_proj.weight", self.recipe.bits
         gate_rows, up_rows = np.split(self.read(name), 2)
-        gated = graph.linear(normed, self._linear(name, gate_rows, bits))
-        up = graph.linear(normed, self._linear(name, up_rows, bits))
+        gated = graph.linear(x, self._linear(name, gate_rows, bits))
+        up = graph.linear(x, self._linear(name, up_rows, bits))
         inner = graph.multiply(graph.multiply(gated, graph.sigmoid(gated)), up)
-        x = graph.linear(inner, self._read(block + "mlp.down_proj.weight", bits))
-        return magic_norm(graph, x, residual, config.rms_norm_eps)
+        return graph.linear(inner, self._read(block + "mlp.down_proj.weight", bits))
 
     def _read(self, name: str, bits: int) -> Linear:
         return self._linear(name, self.read(name), bits)

@@ -11,6 +11,7 @@ from hrm_edge.checkpoint import Checkpoint, copy_tokenizer
 from hrm_edge.config import STACKS, HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status, track
+from hrm_edge.pte import MODEL
 
 from .executorch_forward import Parts, forward, rotary
 from .executorch_program import Constants, NamedDataStore, write
@@ -18,15 +19,15 @@ from .executorch_stack import Builder
 from .executorch_weights import table
 from .recipe import Recipe
 
-MODEL = "model.pte"
 EMBEDDING, HEAD, Z_L_INIT = "model.embed_tokens.weight", "lm_head.weight", "model.z_L_init"
 
 
 def write_executorch(
-    checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len: int
+    checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len: int, norm_op: bool = False
 ) -> None:
     """Write the bundle of `checkpoint` into the empty directory `out`.
 
+    `norm_op`: MagicNorm is called as hrm::magic_norm (magic_norm.cpp), not within the delegates.
     Raises HRMEdgeError for a recipe or sizes that ExecuTorch has no kernels for.
     """
     r = recipe
@@ -41,7 +42,7 @@ def write_executorch(
             "(leave out --kv-bits), in an ONNX bundle 8 or 4 are possible"
         )
     store, constants = NamedDataStore(), Constants()
-    parts = _parts(checkpoint, recipe, store, max_seq_len)
+    parts = _parts(checkpoint, recipe, store, max_seq_len, norm_op)
     with status("write"):
         methods = [forward(parts, constants, "forward", max_seq_len)]
         metadata = runner_metadata(checkpoint.config, checkpoint.eos_token_ids(), max_seq_len)
@@ -51,13 +52,14 @@ def write_executorch(
 
 
 def _parts(
-    checkpoint: Checkpoint, recipe: Recipe, store: NamedDataStore, max_seq_len: int
+    checkpoint: Checkpoint, recipe: Recipe, store: NamedDataStore, max_seq_len: int, norm_op: bool
 ) -> Parts:
     config = checkpoint.config
     builder = Builder(config, recipe, checkpoint.float32, store, max_seq_len)
+    stack = builder.layers if norm_op else builder.stack
     return Parts(
         config=config,
-        stacks={name: builder.stack(name) for name in track(STACKS, "quantize")},
+        stacks={name: stack(name) for name in track(STACKS, "quantize")},
         head=builder.head(EMBEDDING if config.tie_word_embeddings else HEAD),
         embedding=table(
             EMBEDDING,

@@ -24,6 +24,8 @@ def test_the_wheel_converts_and_answers_without_torch(
     run([bin_dir / "hrm-edge", "export", shared_checkpoint, "-o", "bundle"], elsewhere)
     answer = run([bin_dir / "hrm-edge", "generate", "bundle", "Hello", "-n", "4"], elsewhere)
     assert answer.endswith("\n")
+    code = "from hrm_edge.export.magic_norm_op import SOURCE; print(SOURCE.read_text())"
+    assert "hrm::magic_norm" in run([bin_dir / "python", "-c", code], elsewhere)
     code = "import hrm_edge.training, hrm_edge.export, hrm_edge.runtime as r; print(r.__file__)"
     assert str(tmp_path / "env") in run([bin_dir / "python", "-c", code], elsewhere)
 

@@ -1,0 +1,120 @@
+"""Loads a .pte into ExecuTorch's Python runtime and calls it, without a word on stdout.
+
+What a program needs beyond ExecuTorch's own operators comes from imports (OPERATORS) or, for
+operators of one's own, from the shared library that the environment variable LIBRARY names.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.quiet import quiet_imports
+
+MODEL = "model.pte"  # in a bundle
+OPERATORS = {  # beyond ExecuTorch's own -> the module whose import registers them
+    "llama::custom_sdpa.out": "executorch.extension.llm.custom_ops.custom_ops",
+    "llama::update_cache.out": "executorch.extension.llm.custom_ops.custom_ops",
+    "quantized_decomposed::embedding_4bit.out": "executorch.kernels.quantized",
+    "quantized_decomposed::embedding_byte.out": "executorch.kernels.quantized",
+}
+LIBRARY = "HRM_EDGE_OPERATORS"
+MAGIC_NORM = "hrm::magic_norm.out"  # of export/magic_norm.cpp
+CHATTER = ("cpuinfo_utils.cpp", "threadpool.cpp")  # logs on every load, of no use to anyone
+
+
+class Program:
+    """`forward(tokens [1, S], start_pos [1]) -> logits [1, V]` of one loaded .pte."""
+
+    def __init__(self, path: Path, made_by: str, threads: int | None) -> None:
+        """Load `path`, which version `made_by` of ExecuTorch made, to be run by `threads`.
+
+        Raises HRMEdgeError if ExecuTorch lacks operators or refuses the program.
+        """
+        self._program, self._method = _load(path, made_by, threads or os.cpu_count() or 1)
+        self._tensor: Any = importlib.import_module("torch").tensor
+
+    def __call__(self, ids: Sequence[int], start: int) -> np.ndarray:
+        """Append `ids` to the first `start` tokens; logits [V] of the last one, float32."""
+        (logits,) = self._method.execute((self._tensor([list(ids)]), self._tensor([start])))
+        return logits.numpy()[0]
+
+
+def _load(path: Path, made_by: str, threads: int) -> tuple[Any, Any]:
+    """The program and its entry point."""
+    runtime, library = _executorch()
+    missing = [o for o in OPERATORS if o not in runtime.operator_registry.operator_names]
+    if missing:
+        raise HRMEdgeError(
+            f"{path}: {missing[0]} is missing, which import {OPERATORS[missing[0]]} should bring; "
+            f"this executorch {version('executorch')} was built without it: "
+            "pip install --force-reinstall 'hrm-edge[executorch]'"
+        )
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        try:
+            with _output_to(log):
+                library._unsafe_reset_threadpool(threads)
+                program = runtime.load_program(path)
+                return program, program.load_method("forward")
+        except (RuntimeError, KeyError) as error:
+            log.seek(0)
+            raise HRMEdgeError(f"{path}: {_reason(log.read(), error, made_by)}") from None
+
+
+def _executorch() -> tuple[Any, Any]:
+    """ExecuTorch's runtime and its library, with all operators registered that can be had."""
+    with quiet_imports():  # torchao warns of GPU kernels that it lacks
+        runtime: Any = importlib.import_module("executorch.runtime").Runtime.get()
+        library: Any = importlib.import_module("executorch.extension.pybindings.portable_lib")
+        for module in dict.fromkeys(OPERATORS.values()):
+            importlib.import_module(module)
+    own = os.environ.get(LIBRARY)
+    if own:
+        try:
+            ctypes.CDLL(str(Path(own).absolute()))
+        except OSError as error:
+            raise HRMEdgeError(f"{LIBRARY} is {own!r}, which cannot be loaded: {error}") from None
+    return runtime, library
+
+
+def _reason(log: str, error: Exception, made_by: str) -> str:
+    """Why a program could not be loaded, from what ExecuTorch printed."""
+    found = re.search(r"[Mm]issing operator: \[\d+\] (\S+)", log)
+    if found and found[1] == MAGIC_NORM:
+        return (
+            f"{MAGIC_NORM} is missing; build its library (python -m hrm_edge.export.magic_norm_op "
+            f"-o FILE) and name it in the environment: {LIBRARY}=FILE"
+        )
+    if found:
+        return f"{found[1]} is missing; name a library that has it in the environment: {LIBRARY}"
+    complaint = next((s for s in log.splitlines() if not any(word in s for word in CHATTER)), error)
+    return (
+        f"ExecuTorch {version('executorch')} cannot load what {made_by} made ({complaint}); "
+        "export the checkpoint again"
+    )
+
+
+@contextlib.contextmanager
+def _output_to(log: IO[str]) -> Iterator[None]:
+    """Send what Python and C++ print inside the block to `log`."""
+    streams = (1, 2)
+    kept = [os.dup(stream) for stream in streams]
+    try:
+        for stream in streams:
+            os.dup2(log.fileno(), stream)
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+        log.flush()
+    finally:
+        for stream, copy in zip(streams, kept, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
