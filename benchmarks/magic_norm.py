@@ -84,7 +84,7 @@ def text(found: dict[str, dict[str, list[float]]], about: dict[str, str]) -> str
         "# MagicNorm within the delegates, and as the op hrm::magic_norm",
         "",
         f"`python -m benchmarks.magic_norm`: {about['model']}.",
-        "Medians of single calls, taken in turns in one process, with the range of the middle half;",
+        "Medians of single calls, taken in turns in one process, and the range of the middle half;",
         "the ratio is the median over rounds.",
         "",
         f"| call | {DELEGATE}, ms | {OP}, ms | op / delegates | calls |",

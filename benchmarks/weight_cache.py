@@ -19,7 +19,8 @@ CONTEXT = 64  # tokens, so that the KV cache hardly counts
 
 def measure(bundle: Path, cache: Path | None) -> list[str]:
     """One load in this process, as cells of a row."""
-    from hrm_edge.runtime import load, memory
+    from hrm_edge import memory
+    from hrm_edge.runtime import load
 
     started, used = time.perf_counter(), time.process_time()
     session = load(bundle, threads=1, max_context=CONTEXT, weight_cache=cache).session

@@ -16,6 +16,7 @@ import numpy as np
 from executorch.exir._serialize._named_data_store import NamedDataStore
 
 from hrm_edge.config import HRMTextConfig
+from hrm_edge.progress import track
 
 from .executorch_program import Delegate
 from .executorch_weights import Linear, linear
@@ -62,19 +63,21 @@ class Builder:
 
     def stack(self, name: str) -> Pieces:
         """The delegates of stack `name`, "L" or "H"."""
-        blocks = [f"model.{name}_module.layers.{i}." for i in range(self.config.layers_per_stack)]
-        return Pieces(
-            self._entry(blocks[0]),
-            tuple(self._between(*pair) for pair in itertools.pairwise(blocks)),
-            self._exit(blocks[-1]),
-        )
+        blocks = self._blocks(name)
+        pairs = track(list(itertools.pairwise(blocks)), f"quantize {name}")
+        between = tuple(self._between(*pair) for pair in pairs)
+        return Pieces(self._entry(blocks[0]), between, self._exit(blocks[-1]))
 
     def layers(self, name: str) -> tuple[Layer, ...]:
         """The delegates of stack `name` without MagicNorm."""
-        blocks = (f"model.{name}_module.layers.{i}." for i in range(self.config.layers_per_stack))
         return tuple(
-            Layer(*(part(b) for part in (self._project, self._mix, self._mlp))) for b in blocks
+            Layer(self._project(block), self._mix(block), self._mlp(block))
+            for block in track(self._blocks(name), f"quantize {name}")
         )
+
+    def _blocks(self, name: str) -> list[str]:
+        """What the names of the layers' tensors begin with."""
+        return [f"model.{name}_module.layers.{i}." for i in range(self.config.layers_per_stack)]
 
     def head(self, name: str) -> Delegate:
         """[1, D] -> [1, V]."""

@@ -1,10 +1,11 @@
 """The gate: how good a bundle is, measured against its checkpoint, and whether that is enough.
 
-The bundle's own figures come from running it; those of each source of error from the checkpoint
-with only that part as the bundle stores it. The reference is the numpy model over the checkpoint.
+The bundle's own figures come from running it; those of each source of error, of an ONNX bundle,
+from the checkpoint with only that part as the bundle stores it. The reference is the numpy model
+over the checkpoint.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import writing
 from hrm_edge.progress import status, track
 from hrm_edge.prompt import Tokenizer
+from hrm_edge.pte import Unavailable
 from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 
+from . import run_executorch, run_onnx
 from .figures import Figures, Tally
 from .forward import Batch, Read, States, Variant, forward, project
-from .run_onnx import Runner
 
 if TYPE_CHECKING:
     from hrm_edge.checkpoint import Checkpoint
@@ -30,6 +32,7 @@ BATCH_TOKENS = 2048  # rows of one numpy forward
 KEEP_BYTES = 1 << 28  # models up to this size in float32 are held in memory, larger ones streamed
 WORK = 5e11  # multiplications that the report at export may cost for each model it runs
 MOST_TOKENS = 1024
+RUNNABLE = ("onnx", "executorch")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Gate:
 def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, Any]:
     """The manifest's `quality` of the bundle just made from `checkpoint`."""
     target, config = bundle.manifest.target, checkpoint.config
-    if target != "onnx":
+    if target not in RUNNABLE:
         return {"skipped": f"target {target} is not measured at export"}
     if not (checkpoint.path / "tokenizer.json").is_file():
         return {"skipped": "the checkpoint has no tokenizer"}
@@ -86,8 +89,11 @@ def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, An
     samples = tokenize_prompts(lines, Tokenizer(bundle.path), config.vocab_size, limits)
     if not samples:
         return {"skipped": f"no line of {name} fits max_seq_len {limits.longest}"}
-    with status("measure"):
-        measured = measure(checkpoint, bundle, samples, gate.sources)
+    try:
+        with status("measure"):
+            measured = measure(checkpoint, bundle, samples, gate.sources)
+    except Unavailable as error:
+        return {"skipped": str(error).removeprefix(f"{bundle.path}/")}
     return {"data": name, "samples": len(samples), "tokens": _count(samples)} | measured
 
 
@@ -104,8 +110,8 @@ def evaluate(
     target that cannot be run here, another architecture, or data without a usable line.
     """
     bundle = Bundle.open(path)
-    if bundle.manifest.target != "onnx":
-        raise HRMEdgeError(f"{path}: only ONNX bundles can be measured")
+    if bundle.manifest.target not in RUNNABLE:
+        raise HRMEdgeError(f"{path}: only ONNX and ExecuTorch bundles can be measured")
     config = bundle.manifest.model
     name, lines = read_prompts(gate.data, "test")
     limits = Limits(bundle.manifest.max_seq_len, gate.tokens, most)
@@ -118,7 +124,7 @@ def evaluate(
             raise HRMEdgeError(
                 "max_kl, min_top1 and plot need the original: --reference CHECKPOINT"
             )
-        return about | {"bundle": _alone(path / "model.onnx", samples)}
+        return about | {"bundle": _alone(bundle, samples)}
     from hrm_edge.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(reference)
@@ -135,6 +141,8 @@ def _plot(checkpoint: "Checkpoint", bundle: Bundle, samples: Sequence[Sample], o
     from .stored import StoredModel
     from .variants import Source, present
 
+    if bundle.manifest.target != "onnx":
+        raise HRMEdgeError(f"{bundle.path}: only an ONNX bundle's errors can be plotted")
     stored = StoredModel(bundle.path / "model.onnx", checkpoint.config)
     sources = [s for s in present(stored) if s != "head"]
     if not sources:
@@ -147,10 +155,10 @@ def _plot(checkpoint: "Checkpoint", bundle: Bundle, samples: Sequence[Sample], o
         plot(errors, [*sources, "all"], checkpoint.config.passes, out)
 
 
-def _alone(model: Path, samples: Sequence[Sample]) -> dict[str, float]:
-    runner, tally = Runner(model, max(len(sample.inputs) for sample in samples)), Tally()
+def _alone(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, float]:
+    predicted, tally = runner(bundle, max(len(sample.inputs) for sample in samples)), Tally()
     for sample in track(samples, "evaluate"):
-        tally.add(runner.logits(sample), np.array(sample.answer), [len(sample.answer)])
+        tally.add(predicted(sample), np.array(sample.answer), [len(sample.answer)])
     return _shown(tally.figures())
 
 
@@ -160,7 +168,7 @@ def measure(
     samples: Sequence[Sample],
     alone: bool | None = None,
 ) -> dict[str, Any]:
-    """Figures of reference, bundle and (with `alone`) each source of error, on `samples`.
+    """Figures of reference, bundle and (with `alone`, of ONNX) each source of error, on `samples`.
 
     The bundle is loaded after the first numpy forward, so that both are never at their peak.
     """
@@ -168,19 +176,20 @@ def measure(
     from .stored import StoredModel
     from .variants import Source, present
 
-    model = bundle.path / "model.onnx"
-    stored = StoredModel(model, checkpoint.config)
+    variants, sources = [Variant()], ()
     alone = is_small(checkpoint.config) if alone is None else alone
-    sources = present(stored) if alone else ()
-    variants = [Variant(), *(Source(stored, source) for source in sources)]
-    runner, longest = None, max(len(sample.inputs) for sample in samples)
+    if alone and bundle.manifest.target == "onnx":
+        stored = StoredModel(bundle.path / "model.onnx", checkpoint.config)
+        sources = present(stored)
+        variants += [Source(stored, source) for source in sources]
+    predicted, longest = None, max(len(sample.inputs) for sample in samples)
     tallies = [Tally() for _ in range(len(variants) + 1)]
     read = reader(as_stored(checkpoint, bundle.manifest))
     for part in batches(samples):
         batch = Batch.of(part, checkpoint.config.prefix_lm)
         logits = predict(checkpoint.config, read, batch, variants)
-        runner = runner or Runner(model, longest)
-        logits.append(np.concatenate([runner.logits(sample) for sample in part]))
+        predicted = predicted or runner(bundle, longest)
+        logits.append(np.concatenate([predicted(sample) for sample in part]))
         for tally, found in zip(tallies, logits, strict=True):
             tally.add(found, batch.targets, batch.answers, logits[0])
     reference, *rest = (tally.figures() for tally in tallies)
@@ -189,6 +198,13 @@ def measure(
         "bundle": _shown(rest.pop()),
         "sources": {name: _shown(f) for name, f in zip(sources, rest, strict=True)},
     }
+
+
+def runner(bundle: Bundle, longest: int) -> Callable[[Sample], np.ndarray]:
+    """Runs the loaded bundle on samples of at most `longest` tokens: logits [len(answer), V]."""
+    if bundle.manifest.target == "onnx":
+        return run_onnx.Runner(bundle.path / "model.onnx", longest).logits
+    return run_executorch.Runner(bundle).logits
 
 
 def predict(

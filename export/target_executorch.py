@@ -10,7 +10,7 @@ from hrm_edge.bundle import KVCache, Manifest, Quantization, describe_files
 from hrm_edge.checkpoint import Checkpoint, copy_tokenizer
 from hrm_edge.config import STACKS, HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.progress import status, track
+from hrm_edge.progress import status
 from hrm_edge.pte import MODEL
 
 from .executorch_forward import Parts, forward, rotary
@@ -57,20 +57,18 @@ def _parts(
     config = checkpoint.config
     builder = Builder(config, recipe, checkpoint.float32, store, max_seq_len)
     stack = builder.layers if norm_op else builder.stack
-    return Parts(
-        config=config,
-        stacks={name: stack(name) for name in track(STACKS, "quantize")},
-        head=builder.head(EMBEDDING if config.tie_word_embeddings else HEAD),
-        embedding=table(
+    stacks = {name: stack(name) for name in STACKS}
+    with status("quantize embedding and head"):
+        embedding = table(
             EMBEDDING,
             checkpoint.float32(EMBEDDING),
             config.embedding_scale,
             recipe.embedding_bits,
             recipe.group_size,
-        ),
-        z_l_init=checkpoint.float32(Z_L_INIT),
-        rotary=rotary(config, max_seq_len),
-    )
+        )
+        head = builder.head(EMBEDDING if config.tie_word_embeddings else HEAD)
+    z_l_init, angles = checkpoint.float32(Z_L_INIT), rotary(config, max_seq_len)
+    return Parts(config, stacks, head, embedding, z_l_init, angles)
 
 
 def _manifest(

@@ -32,6 +32,10 @@ MAGIC_NORM = "hrm::magic_norm.out"  # of export/magic_norm.cpp
 CHATTER = ("cpuinfo_utils.cpp", "threadpool.cpp")  # logs on every load, of no use to anyone
 
 
+class Unavailable(HRMEdgeError):
+    """A program is in order, but what it needs to run is not here."""
+
+
 class Program:
     """`forward(tokens [1, S], start_pos [1]) -> logits [1, V]` of one loaded .pte."""
 
@@ -67,7 +71,7 @@ def _load(path: Path, made_by: str, threads: int) -> tuple[Any, Any]:
                 return program, program.load_method("forward")
         except (RuntimeError, KeyError) as error:
             log.seek(0)
-            raise HRMEdgeError(f"{path}: {_reason(log.read(), error, made_by)}") from None
+            raise _failure(path, log.read(), error, made_by) from None
 
 
 def _executorch() -> tuple[Any, Any]:
@@ -86,20 +90,23 @@ def _executorch() -> tuple[Any, Any]:
     return runtime, library
 
 
-def _reason(log: str, error: Exception, made_by: str) -> str:
-    """Why a program could not be loaded, from what ExecuTorch printed."""
+def _failure(path: Path, log: str, error: Exception, made_by: str) -> HRMEdgeError:
+    """Why the program could not be loaded, from what ExecuTorch printed."""
     found = re.search(r"[Mm]issing operator: \[\d+\] (\S+)", log)
     if found and found[1] == MAGIC_NORM:
-        return (
-            f"{MAGIC_NORM} is missing; build its library (python -m hrm_edge.export.magic_norm_op "
-            f"-o FILE) and name it in the environment: {LIBRARY}=FILE"
+        return Unavailable(
+            f"{path}: {MAGIC_NORM} is missing; build its library (python -m "
+            f"hrm_edge.export.magic_norm_op -o FILE) and name it in the environment: {LIBRARY}=FILE"
         )
     if found:
-        return f"{found[1]} is missing; name a library that has it in the environment: {LIBRARY}"
+        return Unavailable(
+            f"{path}: {found[1]} is missing; name a library that has it in the environment: "
+            f"{LIBRARY}=FILE"
+        )
     complaint = next((s for s in log.splitlines() if not any(word in s for word in CHATTER)), error)
-    return (
-        f"ExecuTorch {version('executorch')} cannot load what {made_by} made ({complaint}); "
-        "export the checkpoint again"
+    return HRMEdgeError(
+        f"{path}: ExecuTorch {version('executorch')} cannot load what {made_by} made "
+        f"({complaint}); export the checkpoint again"
     )
 
 

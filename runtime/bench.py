@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from hrm_edge import memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 
-from . import memory
 from .session import Session, open_session
 from .threads import default_threads
 

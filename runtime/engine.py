@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack, cast
 
+from hrm_edge import memory
 from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.chat_template import ChatTemplate, Message, read_chat_template
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import Tokenizer
 
-from . import memory, store
+from . import store
 from .chat import format_chat
 from .fit import shortage
 from .guided import Constraint, Guide

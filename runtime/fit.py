@@ -7,10 +7,9 @@ cache is exact; activations are those of the widest moment of a prefill.
 from dataclasses import dataclass
 from pathlib import Path
 
+from hrm_edge import memory
 from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.errors import HRMEdgeError
-
-from . import memory
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hrm_edge import memory
 from hrm_edge.errors import HRMEdgeError
 
-from . import memory, server_ask, server_page
+from . import server_ask, server_page
 from .engine import Model
 from .server_answer import Part, answers
 from .server_ask import Ask

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hrm_edge import memory
 from hrm_edge.prompt import Tokenizer
 
-from . import memory
 from .engine import Model, Piece, Stats
 from .sampling import Choice, make_chooser
 

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from . import memory
+from hrm_edge import memory
+
 from .engine import Stats
 from .server_queue import Worker
 

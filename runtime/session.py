@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from hrm_edge import memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 
-from . import memory
 from .fit import largest_context
 
 

@@ -1,5 +1,7 @@
-"""What exports are compared with: transformers, and the reference model, both in float32."""
+"""Random architectures, and what their exports are compared with in float32."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from transformers import HrmTextForCausalLM
 
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.model import HRMText
-from tiny_models import VOCAB
+from tiny_models import VOCAB, Shape
 
 
 @dataclass
@@ -23,6 +25,28 @@ class Reference:
         types = torch.tensor([[1] * prefix + [0] * (len(ids) - prefix)])
         out = self.model(torch.tensor([ids]), token_type_ids=types, use_cache=False)
         return out.logits[0, -last:].numpy()
+
+
+def random_shapes(
+    count: int, head_dims: Sequence[int], intermediates: Sequence[int]
+) -> list[Shape]:
+    """`count` architectures, in which every choice occurs."""
+    pick = random.Random(5)
+    return [
+        Shape(
+            layers=pick.choice([1, 2, 3]),
+            heads=pick.choice([1, 2, 3]),
+            head_dim=head_dims[i % len(head_dims)],
+            intermediate=pick.choice(intermediates),
+            H=(1, 2, 3)[(i // 2) % 3],
+            L=(1, 2, 3, 4)[i % 4],
+            tied=i % 5 == 4,
+            layout=("hub", "split")[i % 2],
+            dtype=(torch.float32, torch.bfloat16)[(i // 3) % 2],
+            seed=i,
+        )
+        for i in range(count)
+    ]
 
 
 def prompt(length: int, seed: int) -> list[int]:

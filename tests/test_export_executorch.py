@@ -1,16 +1,20 @@
 """ExecuTorch bundles against transformers, an emulation in torch, and ExecuTorch's own runner."""
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from references import load_ours, load_reference, prompt, relative
+from references import load_ours, load_reference, prompt, random_shapes, relative
 from torch import Tensor, nn
 
 from benchmarks.hrm_tiny_release import SHIPPED, read_rows
+from hrm_edge import memory
+from hrm_edge.bundle import Bundle
 from hrm_edge.export import Recipe, export
 from hrm_edge.export.executorch_weights import fitting
 from hrm_edge.export.quantize import Quantized, dequantize, quantize
@@ -21,32 +25,15 @@ from tiny_models import Shape, write_model
 
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
 STEPS = 16
+SHAPES = random_shapes(10, (32, 64, 16, 6), (96, 160, 250))
+LENGTHS = [
+    (1, 100),
+    (100, 1),
+    *((n, 101 - n) for n in random.Random(7).choices(range(2, 100), k=8)),
+]
 
 
-def shapes(count: int) -> list[tuple[Shape, tuple[int, int]]]:
-    """`count` random architectures, each with the lengths of two prompts."""
-    pick = random.Random(7)
-    return [
-        (
-            Shape(
-                layers=pick.choice([1, 2, 3]),
-                heads=pick.choice([1, 2, 3]),
-                head_dim=(32, 64, 16, 6)[i % 4],
-                intermediate=pick.choice([96, 160, 250]),
-                H=(1, 2, 3)[(i // 2) % 3],
-                L=(1, 2, 3, 4)[i % 4],
-                tied=i % 5 == 4,
-                layout=("hub", "split")[i % 2],
-                dtype=(torch.float32, torch.bfloat16)[(i // 3) % 2],
-                seed=i,
-            ),
-            ((1, 100), (100, 1), (pick.randrange(2, 100), pick.randrange(2, 100)))[min(i, 2)],
-        )
-        for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize(("shape", "lengths"), shapes(10))
+@pytest.mark.parametrize(("shape", "lengths"), list(zip(SHAPES, LENGTHS, strict=True)))
 def test_fp32_equals_transformers(tmp_path: Path, shape: Shape, lengths: tuple[int, int]) -> None:
     path = write_model(tmp_path / "model", shape)
     reference = load_reference(path)
@@ -76,8 +63,42 @@ def test_a_causal_model_is_exported_as_causal(checkpoint: Path, tmp_path: Path) 
     assert relative(reference.logits([*ids, 30, 40], 0, last=2), session.decode([30, 40])) < 1e-5
 
 
+def test_a_float_program_is_its_checkpoint(shared_checkpoint: Path, tmp_path: Path) -> None:
+    quality = export(
+        shared_checkpoint, tmp_path / "pte", "executorch", recipe=FLOAT
+    ).manifest.quality
+    assert quality["bundle"]["kl_mean"] < 1e-9 and quality["bundle"]["top1"] == 1.0
+    assert quality["sources"] == {}
+
+
+def test_the_gate_holds_for_a_program(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join((SHIPPED / "questions.jsonl").read_text().splitlines(True)[:8]))
+    given = ("export", SHIPPED, "-t", "executorch", "--eval-data", data)
+    code, _, error = run_cli(*given, "-o", tmp_path / "refused", "--max-kl", 1e-7)
+    assert code == 1 and "mean KL divergence is" in error
+    assert not (tmp_path / "refused").exists()
+    code, out, _ = run_cli(*given, "-o", tmp_path / "pte", "--min-top1", 0.9)
+    assert code == 0 and "8 samples" in out
+    quality = Bundle.open(tmp_path / "pte").manifest.quality
+    evaluated = ("eval", tmp_path / "pte", "--data", data)
+    code, out, _ = run_cli(*evaluated, "--reference", SHIPPED, "--json")
+    assert code == 0 and json.loads(out) == quality
+    code, out, _ = run_cli(*evaluated, "--json")
+    assert json.loads(out)["bundle"].items() <= quality["bundle"].items()
+    code, _, error = run_cli(*evaluated, "--reference", SHIPPED, "--plot", tmp_path / "a.png")
+    assert code == 1 and "only an ONNX bundle's errors can be plotted" in error
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    code, out, _ = run_cli(*given, "-o", tmp_path / "large")
+    assert code == 0 and "quality not measured: model.pte: its KV cache needs 0.0 GiB" in out
+    code, _, error = run_cli(*evaluated)
+    assert code == 1 and "model.pte: its KV cache needs" in error
+
+
 def make_session(checkpoint: Path, out: Path, recipe: Recipe) -> Session:
-    return open_session(export(checkpoint, out, "executorch", recipe=recipe), 1, None)
+    return open_session(export(checkpoint, out, "executorch", recipe=recipe, gate=None), 1, None)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_each_weight_and_each_delegate_is_there_once(tmp_path: Path) -> None:
         bits=32,
         head_bits=32,
         embedding_bits=32,
+        gate=None,
     )
     data = (bundle.path / "model.pte").read_bytes()
     program = deserialize_pte_binary(data).program

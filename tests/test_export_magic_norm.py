@@ -41,8 +41,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bundles")
     model = write_model(root / "model", Shape(layers=2, heads=3, L=3))
     recipe = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
-    export(model, root / "default", "executorch", recipe=recipe)
-    return export(model, root / "op", "executorch", recipe=recipe, norm_op=True).path
+    export(model, root / "default", "executorch", recipe=recipe, gate=None)
+    return export(model, root / "op", "executorch", recipe=recipe, norm_op=True, gate=None).path
 
 
 def by_numpy(x: np.ndarray, skip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from references import load_ours, load_reference, prompt, relative
+from references import load_ours, load_reference, prompt, random_shapes, relative
 from transformers import HrmTextForCausalLM
 
 from hrm_edge.bundle import Bundle
@@ -22,32 +22,11 @@ from tiny_models import Shape, write_model
 og: Any = importlib.import_module("onnxruntime_genai")  # ships without types
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
 STEPS = 16
+SHAPES = random_shapes(20, (32, 64, 128), (96, 160, 256))
+LENGTHS = [1, 200, *random.Random(5).choices(range(2, 200), k=18)]
 
 
-def shapes(count: int) -> list[tuple[Shape, int]]:
-    """`count` random architectures, each with a prompt length; every choice occurs."""
-    pick = random.Random(5)
-    return [
-        (
-            Shape(
-                layers=pick.choice([1, 2, 3]),
-                heads=pick.choice([1, 2, 3]),
-                head_dim=(32, 64, 128)[i % 3],
-                intermediate=pick.choice([96, 160, 256]),
-                H=(1, 2, 3)[(i // 2) % 3],
-                L=(1, 2, 3, 4)[i % 4],
-                tied=i % 5 == 4,
-                layout=("hub", "split")[i % 2],
-                dtype=(torch.float32, torch.bfloat16)[(i // 3) % 2],
-                seed=i,
-            ),
-            (1, 200, pick.randrange(2, 200))[min(i, 2)],
-        )
-        for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize(("shape", "length"), shapes(20))
+@pytest.mark.parametrize(("shape", "length"), list(zip(SHAPES, LENGTHS, strict=True)))
 def test_fp32_graph_and_reference_model_equal_transformers(
     tmp_path: Path, shape: Shape, length: int
 ) -> None:

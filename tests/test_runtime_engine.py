@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from hrm_edge import memory
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.runtime import Cancelled, Model, load, memory
+from hrm_edge.runtime import Cancelled, Model, load
 from hrm_edge.runtime.engine import Settings, likelihood
 
 

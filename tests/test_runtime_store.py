@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hrm_edge import memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
-from hrm_edge.runtime import Model, fit, load, memory
+from hrm_edge.runtime import Model, fit, load
 from tiny_models import Shape, write_model
 
 QUESTION = "What is kept, and where?"
@@ -105,7 +106,8 @@ def test_the_estimate_covers_what_a_full_context_takes(
     bundle = export(shared_checkpoint, tmp_path / "b", bits=32, kv_bits=32)
     code = """
 import sys
-from hrm_edge.runtime import load, memory
+from hrm_edge import memory
+from hrm_edge.runtime import load
 load(sys.argv[1], threads=1).session.prefill([20] * 16)  # the libraries' own memory
 before = memory.anonymous()
 session = load(sys.argv[1], threads=1).session
