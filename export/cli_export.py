@@ -1,8 +1,12 @@
 """`hrm-edge export`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from hrm_edge.config import HRMTextConfig
 
 
 @click.command()
@@ -33,7 +37,11 @@ import click
 )
 @click.option("--rotate", is_flag=True, help="Turn the residual stream by a Hadamard matrix first.")
 @click.option("--target-bits", type=float, help="8 bits where they help most, to this mean: 4.25.")
-@click.option("--calibrate-kv", is_flag=True, help="Fit the KV cache's scales to the calibration.")
+@click.option(
+    "--calibrate-kv/--no-calibrate-kv",
+    default=None,
+    help="Fit the KV cache's scales to the calibration; default: with --kv-bits 4.",
+)
 @click.option("--calibration", type=click.Path(path_type=Path), help="JSONL; default: shipped.")
 @click.option("--calibration-tokens", default=4096, show_default=True, help="Most to look at.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keeps what gptq has done, to go on.")
@@ -61,7 +69,7 @@ def command(
     method: str,
     rotate: bool,
     target_bits: float | None,
-    calibrate_kv: bool,
+    calibrate_kv: bool | None,
     calibration: Path | None,
     calibration_tokens: int,
     work: Path | None,
@@ -116,8 +124,17 @@ def command(
         force=force,
         gate=None if no_report else gate,
     )
+    if target == "onnx" and bits < 16 and (padded := _padded(bundle.manifest.model, group_size)):
+        click.echo(f"group size {group_size} does not divide rows of {padded}: they are padded")
     if not no_report:
         click.echo("\n".join(quality_lines(bundle.manifest.quality)))
     size = sum(file.size for file in bundle.manifest.files.values())
     then = f"hrm-edge generate {out} 'Hello'" if target != "gguf" else f"hrm-edge inspect {out}"
     click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")
+
+
+def _padded(config: "HRMTextConfig", group_size: int) -> str:
+    """The lengths of the linears' rows that end in a group that is not full; "" if none does."""
+    shapes = config.tensor_shapes()
+    rows = {shapes[name][1] for name in shapes if "_module" in name}
+    return " and ".join(str(k) for k in sorted(rows) if k % group_size)

@@ -36,12 +36,19 @@ def pass_weights(config: HRMTextConfig, passes: str) -> np.ndarray:
 class Moments(Variant):
     """The model as quantized so far; sums X^T X of the inputs of `names`.
 
-    With `drift`, `cross` sums X0^T X as well, X0 being the original model's inputs.
+    `weights` [passes] says how much each pass counts. With `original`, `cross` sums X0^T X as well,
+    X0 being the original model's inputs.
     """
 
-    def __init__(self, values: Values, names: frozenset[str], weights: np.ndarray) -> None:
+    def __init__(
+        self,
+        values: Values,
+        names: frozenset[str],
+        weights: np.ndarray,
+        original: "Original | None" = None,
+    ) -> None:
         self._values, self._names, self._weights = values, names, weights
-        self.original: np.ndarray | None = None  # what the original model's linear reads
+        self._original = original
         self.hessians: dict[str, np.ndarray] = {}
         self.cross: dict[str, np.ndarray] = {}
 
@@ -52,8 +59,8 @@ class Moments(Variant):
         if name in self._names and self._weights[turn]:
             factor = np.float32(self._weights[turn] / len(x))
             self._add(self.hessians, name, factor * (x.T @ x))
-            if self.original is not None:
-                self._add(self.cross, name, factor * (self.original.T @ x))
+            if self._original is not None:
+                self._add(self.cross, name, factor * (self._original.seen[name, turn].T @ x))
         return x
 
     @staticmethod
@@ -64,29 +71,28 @@ class Moments(Variant):
             sums[name] = moment
 
 
-class _Original(Variant):
-    """The original model, which shows each linear's inputs to `to` before its own."""
+class Original(Variant):
+    """The original model; remembers what its linears read, all of it (`keep`) or just the last."""
 
-    def __init__(self, to: Moments) -> None:
-        self._to = to
+    def __init__(self, keep: bool) -> None:
+        self.keep, self.complete = keep, False
+        self.seen: dict[tuple[str, int], np.ndarray] = {}
 
     def inputs(self, name: str, turn: int, x: np.ndarray) -> np.ndarray:
-        self._to.original = x
+        if not self.keep:
+            self.seen.clear()
+        self.seen[name, turn] = x
         return x
 
 
 def moments(
-    config: HRMTextConfig,
-    read: Read,
-    batch: Batch,
-    values: Values,
-    names: frozenset[str],
-    method: GPTQ,
+    config: HRMTextConfig, read: Read, batch: Batch, found: Moments, original: Original | None
 ) -> Moments:
-    """Runs the calibration forward for the linears `names`; cross moments with `method.drift`."""
-    found = Moments(values, names, pass_weights(config, method.passes))
-    variants = [_Original(found), found] if method.drift else [found]
-    forward(config, read, batch, variants)
+    """Runs the calibration forward for `found`, and the original beside it if need be."""
+    beside = [original] if original is not None and not original.complete else []
+    forward(config, read, batch, [*beside, found])
+    if original is not None:
+        original.complete = original.keep
     return found
 
 

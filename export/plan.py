@@ -6,7 +6,8 @@ needs calibration samples is done here beforehand, with all quantized weights in
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,16 @@ from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 
 from .forward import EMBEDDING, Batch, forward
 from .gptq import gptq
-from .hessians import Moments, corrected, moments
+from .hessians import Moments, Original, corrected, moments, pass_weights
 from .hqq import hqq
 from .kv_scales import CacheScales, FittedCache
 from .quantize import Quantized, dequantize, quantize
 from .recipe import GPTQ, HQQ, Calibration, Recipe
-from .report import is_small, reader
-from .sensitivity import wider
+from .report import batches, is_small, reader
+from .sensitivity import pass_sensitivities, wider
 
+FIT_TOKENS = 1024  # that the cache of a large model is fitted to
+INPUTS_BYTES = 1 << 30  # of the original's inputs that are kept, where there are many stages
 LINEARS = ("attn.gqkv_proj", "attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
@@ -76,6 +79,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, work: Path | None = None) 
     `work` is a directory that keeps the linears that are done, so that an interrupted run goes on.
     Raises HRMEdgeError if the recipe quantizes no linear, or no sample can be used.
     """
+    if recipe.calibrate_kv is None:
+        usable = recipe.kv_bits == 4 and _can_calibrate(checkpoint, recipe.calibration)
+        recipe = replace(recipe, calibrate_kv=usable)
     if not recipe.needs_data:
         return Plan(recipe)
     if recipe.bits >= 16 and (isinstance(recipe.method, GPTQ) or recipe.target_bits is not None):
@@ -89,18 +95,31 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, work: Path | None = None) 
 
 
 def calibration_samples(checkpoint: Checkpoint, calibration: Calibration) -> list[Sample]:
-    """The samples that `calibration` names, in a random order of its own."""
+    """The samples that `calibration` names, in a random order of its own.
+
+    Raises HRMEdgeError if there is none that the model can read.
+    """
+    name, samples = _draw(checkpoint, calibration)
+    if not samples:
+        longest = checkpoint.config.max_position_embeddings
+        raise HRMEdgeError(f"{name}: no line fits the model's {longest} positions")
+    return samples
+
+
+def _can_calibrate(checkpoint: Checkpoint, calibration: Calibration) -> bool:
+    """Whether there is a tokenizer and a sample to calibrate with, where nobody asked for it."""
+    tokenizer = checkpoint.path / "tokenizer.json"
+    return tokenizer.is_file() and bool(_draw(checkpoint, calibration)[1])
+
+
+def _draw(checkpoint: Checkpoint, calibration: Calibration) -> tuple[str, list[Sample]]:
     name, lines = read_prompts(calibration.data, "calibration")
     order = np.random.default_rng(calibration.seed).permutation(len(lines))
     config = checkpoint.config
     limits = Limits(config.max_position_embeddings, calibration.tokens)
-    samples = tokenize_prompts(
-        [lines[i] for i in order], Tokenizer(checkpoint.path), config.vocab_size, limits
-    )
-    if not samples:
-        longest = config.max_position_embeddings
-        raise HRMEdgeError(f"{name}: no line fits the model's {longest} positions")
-    return samples
+    tokenizer = Tokenizer(checkpoint.path)
+    chosen = [lines[i] for i in order]
+    return name, tokenize_prompts(chosen, tokenizer, config.vocab_size, limits)
 
 
 def stages(config: HRMTextConfig, method: GPTQ) -> Iterator[tuple[str, ...]]:
@@ -177,14 +196,17 @@ class _Calibrated:
         assert isinstance(method, GPTQ)
         values = self._values(bits)
         steps = [names for _ in range(method.rounds) for names in stages(self.config, method)]
+        original = Original(self._affords_inputs(len(steps))) if method.drift else None
+        weights = self._pass_weights(method)
         for i, names in enumerate(track(steps, "calibrate")):
             kept = {name: codes for name in names if (codes := self._restored(i, name))}
             todo = [name for name in names if name not in kept]
-            found = self._moments(values, frozenset(todo), method) if todo else None
+            found = Moments(values, frozenset(todo), weights, original)
+            if todo:
+                moments(self.config, self.read, self.batch, found, original)
             for name, codes in kept.items():
                 values.put(name, codes)
             for name in track(todo, "gptq") if len(steps) == 2 else todo:
-                assert found is not None
                 weight, hessian = self.read(name), found.hessians[name]
                 if method.drift:
                     weight = corrected(weight, hessian, found.cross[name], method)
@@ -197,8 +219,17 @@ class _Calibrated:
                     self._done.save(i, name, done)
         return values.codes
 
-    def _moments(self, values: _Values, names: frozenset[str], method: GPTQ) -> Moments:
-        return moments(self.config, self.read, self.batch, values, names, method)
+    def _pass_weights(self, method: GPTQ) -> np.ndarray:
+        if method.passes == "sensitivity":
+            return pass_sensitivities(self.config, self.read, self.samples)
+        return pass_weights(self.config, method.passes)
+
+    def _affords_inputs(self, steps: int) -> bool:
+        """Whether the original's inputs are kept over all `steps`, rather than made anew."""
+        shapes = self.config.tensor_shapes()
+        widths = [shapes[name][1] for step in stages(self.config, GPTQ()) for name in step]
+        passes = len(self.config.passes) / len(STACKS)
+        return steps > 2 and 4 * len(self.batch.ids) * sum(widths) * passes <= INPUTS_BYTES
 
     def fit_cache(
         self, bits: dict[str, int], codes: dict[str, Quantized]
@@ -209,13 +240,16 @@ class _Calibrated:
             if self.recipe.bits < 16:
                 values.put(name, codes.get(name) or self._round(name, bits.get(name)))
         fitted = FittedCache(self.config, values, self.recipe.kv_bits)
-        forward(self.config, self.read, self.batch, [fitted])
+        batch = self.batch
+        if not is_small(self.config):
+            batch = Batch.of(next(batches(self.samples, FIT_TOKENS)), self.config.prefix_lm)
+        forward(self.config, self.read, batch, [fitted])
         return fitted.scales
 
     def _values(self, bits: dict[str, int]) -> _Values:
         values = _Values(self.config, lambda name: bits.get(name, self.recipe.bits))
         recipe, table = self.recipe, self.read(EMBEDDING)
-        width = recipe.head_bits if self.config.tie_word_embeddings else recipe.embedding_bits
+        width = _table_bits(self.config, recipe)
         if width < 16:
             rounded = quantize(table, width, recipe.group_size)
             values.embedding = dequantize(rounded, width, table.shape[1])
@@ -228,8 +262,13 @@ class _Calibrated:
         return None if self._done is None else self._done.load(step, name)
 
 
+def _table_bits(config: HRMTextConfig, recipe: Recipe) -> int:
+    """Bits of the embedding: a tied one is the head."""
+    return recipe.head_bits if config.tie_word_embeddings else recipe.embedding_bits
+
+
 class _Done:
-    """Finished linears as files, under a name that tells checkpoint and recipe apart."""
+    """Finished linears as files, in a directory named after all that they depend on."""
 
     def __init__(self, work: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
         files = [f.stat() for f in sorted(set(checkpoint.files.values()))]
@@ -238,7 +277,11 @@ class _Done:
             [(s.st_size, s.st_mtime_ns) for s in files],
             None if data is None else data.read_bytes(),
         )
-        key = hashlib.sha256(repr((recipe, stamp)).encode()).hexdigest()[:16]
+        weights = (recipe.method, recipe.bits, recipe.group_size, recipe.rotate)
+        bits = (recipe.target_bits, _table_bits(checkpoint.config, recipe))
+        draw = (recipe.calibration.tokens, recipe.calibration.seed)
+        kept = (weights, bits, draw, stamp, version("hrm-edge"))
+        key = hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
         self._directory = work / key
         self._directory.mkdir(parents=True, exist_ok=True)
 

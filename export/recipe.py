@@ -8,7 +8,7 @@ from hrm_edge.errors import HRMEdgeError
 GROUP_SIZES = (16, 32, 64, 128, 256)
 DTYPES = {"fp32": ("float32", 32), "fp16": ("float16", 16)}  # numpy's name, bits
 QUANTIZABLE = ("bits", "head_bits", "embedding_bits", "kv_bits")
-PASSES = ("equal", "late", "first", "last")
+PASSES = ("equal", "sensitivity", "late", "first", "last")
 STAGES = ("auto", "linear", "layer", "stack", "model")
 ORDERS = ("LH", "HL")
 
@@ -40,7 +40,8 @@ class HQQ:
 class GPTQ:
     """Rounding that minimizes each linear's output error over all passes that use it.
 
-    passes: which passes' inputs count (equal; late: the last cycle four times; first or last only).
+    passes: how much each pass's inputs count (equal; sensitivity: as an error in that pass changes
+    the predictions; late: the last cycle four times; first or last only).
     stage: what is quantized before inputs are taken anew (auto: a linear; in a large model, a
     stack); order: which stack comes first. rounds: how often all is done, each time with inputs
     from the model as quantized before. drift: how far weights also make up for the difference
@@ -51,7 +52,7 @@ class GPTQ:
     damping: float = 0.01
     passes: str = "equal"
     stage: str = "auto"
-    order: str = "LH"
+    order: str = "HL"
     rounds: int = 1
     drift: float = 1.0
 
@@ -92,7 +93,8 @@ class Recipe:
     scales, and whatever is not quantized. `rotate` turns the residual stream by a Hadamard matrix
     first, which changes nothing but how well weights round. `target_bits` above `bits` gives 8 bits
     to the linears that need them most. `calibrate_kv` fits the KV cache's scales to the calibration
-    samples. Raises HRMEdgeError for any other value.
+    samples (None: those of 4 bits, if the checkpoint has a tokenizer to read samples with). Raises
+    HRMEdgeError for any other value.
     """
 
     bits: int = 4
@@ -104,7 +106,7 @@ class Recipe:
     method: Method = field(default_factory=RTN)
     rotate: bool = False
     target_bits: float | None = None
-    calibrate_kv: bool = False
+    calibrate_kv: bool | None = None
     calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
@@ -117,6 +119,11 @@ class Recipe:
                 known = ", ".join(map(str, values))
                 with_dtype = f" with dtype {self.dtype}" if name in allowed else ""
                 raise HRMEdgeError(f"{name} is {value!r}, expected one of {known}{with_dtype}")
+        if self.target_bits is not None and self.bits >= 16:
+            raise HRMEdgeError(
+                f"target_bits is {self.target_bits}, but bits is {self.bits}, so no linear is "
+                "quantized; use bits 4"
+            )
         if self.target_bits is not None and not self.bits <= self.target_bits <= 8:
             raise HRMEdgeError(f"target_bits is {self.target_bits}, expected {self.bits} to 8")
 
@@ -134,7 +141,7 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether calibration samples are looked at."""
-        fitted = self.calibrate_kv and self.kv_bits < 16
+        fitted = bool(self.calibrate_kv) and self.kv_bits < 16
         return isinstance(self.method, GPTQ) or self.target_bits is not None or fitted
 
 

@@ -1,4 +1,4 @@
-"""Which linears deserve more bits: the divergence that each one's rounding causes alone."""
+"""What an error costs: the divergence that one linear's rounding causes, or noise in one pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,6 +16,7 @@ from .report import predict
 
 TOGETHER = 16  # variants in one forward
 SAMPLES = 24
+NOISE = 0.02  # of the normed states' unit RMS; small, so that the divergence grows as its square
 
 
 class _One(Variant):
@@ -26,6 +27,31 @@ class _One(Variant):
 
     def weight(self, name: str, turn: int) -> np.ndarray | None:
         return self._values if name == self._name else None
+
+
+class _Noisy(Variant):
+    """The original model with noise on the normed states that one pass's linears read."""
+
+    def __init__(self, turn: int) -> None:
+        self._turn, self._random = turn, np.random.default_rng(turn)
+
+    def inputs(self, name: str, turn: int, x: np.ndarray) -> np.ndarray:
+        if turn != self._turn or ("gqkv" not in name and "gate_up" not in name):
+            return x
+        return x + np.float32(NOISE) * self._random.standard_normal(x.shape, np.float32)
+
+
+def pass_sensitivities(config: HRMTextConfig, read: Read, samples: Sequence[Sample]) -> np.ndarray:
+    """How much an error in each pass changes the predictions [passes]; 1 on a stack's average.
+
+    The mean KL divergence that equal noise causes in that pass alone.
+    """
+    batch, stacks = Batch.of(samples[:SAMPLES], config.prefix_lm), np.array(config.passes)
+    noisy = [_Noisy(turn) for turn in range(len(stacks))]
+    found = np.array(_divergences(config, read, batch, noisy))
+    for stack in STACKS:
+        found[stacks == stack] /= found[stacks == stack].mean()
+    return found
 
 
 def wider(
@@ -67,11 +93,20 @@ def sensitivities(
     for start in track(range(0, len(names), TOGETHER), "sensitivity"):
         part = names[start : start + TOGETHER]
         ones = [_One(n, dequantize(rounded(n), recipe.bits, shapes[n][1])) for n in part]
-        reference, *others = predict(config, read, batch, [Variant(), *ones])
-        for name, logits in zip(part, others, strict=True):
-            tally = Tally()
-            tally.add(logits, batch.targets, batch.answers, reference)
-            divergence = tally.figures().kl_mean
-            assert divergence is not None
-            found[name] = divergence
+        found |= dict(zip(part, _divergences(config, read, batch, ones), strict=True))
+    return found
+
+
+def _divergences(
+    config: HRMTextConfig, read: Read, batch: Batch, variants: Sequence[Variant]
+) -> list[float]:
+    """Mean KL divergence (nats) of each variant from the original model."""
+    reference, *others = predict(config, read, batch, [Variant(), *variants])
+    found: list[float] = []
+    for logits in others:
+        tally = Tally()
+        tally.add(logits, batch.targets, batch.answers, reference)
+        divergence = tally.figures().kl_mean
+        assert divergence is not None
+        found.append(divergence)
     return found

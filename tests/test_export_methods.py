@@ -14,7 +14,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.export.forward import Batch, Variant
 from hrm_edge.export.gptq import gptq
-from hrm_edge.export.hessians import moments, pass_weights
+from hrm_edge.export.hessians import Moments, Original, moments, pass_weights
 from hrm_edge.export.hqq import hqq
 from hrm_edge.export.plan import calibration_samples, make_plan, stages
 from hrm_edge.export.quantize import Quantized, dequantize, pack, quantize, unpack
@@ -22,6 +22,7 @@ from hrm_edge.export.recipe import GPTQ, HQQ, RTN, Calibration, named_method
 from hrm_edge.export.report import Gate, predict, reader
 from hrm_edge.export.rotation import hadamard, rotate
 from hrm_edge.export.run_onnx import Runner
+from hrm_edge.export.sensitivity import pass_sensitivities
 from tiny_models import Shape, write_model
 
 SMALL = Calibration(tokens=300)
@@ -166,16 +167,29 @@ def test_hessians_are_sums_over_all_passes(shared_checkpoint: Path) -> None:
     assert len(seen) == config.H_cycles * config.L_cycles
     none = lambda _: None  # noqa: E731
     for passes, used in {"equal": seen, "first": seen[:1], "last": seen[-1:]}.items():
-        method, names = GPTQ(passes=passes), frozenset({watched})
-        found = moments(config, read, batch, none, names, method).hessians
-        expected = sum(x.T @ x for x in used) / len(seen[0])
-        np.testing.assert_allclose(found[watched], expected, rtol=1e-3, atol=1e-4)
+        for original in (None, Original(keep=False), Original(keep=True)):
+            found = Moments(none, frozenset({watched}), pass_weights(config, passes), original)
+            moments(config, read, batch, found, original)
+            expected = sum(x.T @ x for x in used) / len(seen[0])
+            np.testing.assert_allclose(found.hessians[watched], expected, rtol=1e-3, atol=1e-4)
+            if original is not None:
+                np.testing.assert_allclose(found.cross[watched], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_late_passes_count_more() -> None:
     config = Checkpoint.open(SHIPPED).config
     assert pass_weights(config, "late").tolist() == [1, 1, 1, 1, 4, 4, 4, 4]
     assert pass_weights(config, "last").tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_sensitivity_weighs_passes_around_one() -> None:
+    checkpoint = Checkpoint.open(SHIPPED)
+    samples = calibration_samples(checkpoint, SMALL)
+    found = pass_sensitivities(checkpoint.config, reader(checkpoint), samples)
+    stacks = np.array(checkpoint.config.passes)
+    for stack in "LH":
+        assert found[stacks == stack].mean() == pytest.approx(1)
+    assert found.min() > 0 and found.max() > 1.2
 
 
 def test_stages_cover_every_linear_once() -> None:
@@ -246,7 +260,7 @@ def test_draws_of_calibration_differ_and_repeat() -> None:
     ("change", "problem"),
     [
         ({"method": GPTQ(), "bits": 32}, "no linear is quantized"),
-        ({"target_bits": 4.5, "bits": 32}, "target_bits is 4.5"),
+        ({"target_bits": 4.5, "bits": 32}, "target_bits is 4.5, but bits is 32"),
     ],
 )
 def test_a_recipe_that_names_no_tensor(change: dict, problem: str, tmp_path: Path) -> None:
@@ -283,6 +297,16 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "b").exists()
 
 
+def test_a_group_size_that_does_not_divide_is_said(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for group, lines in {"256": 1, "128": 0}.items():
+        out = tmp_path / group
+        code, said, _ = run_cli("export", SHIPPED, "-o", out, "--group-size", group, "--no-report")
+        assert code == 0
+        assert said.count("group size 256 does not divide rows of 128 and 384: they are") == lines
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -308,8 +332,8 @@ def test_a_fitted_cache_beats_one_from_the_weights(tmp_path: Path) -> None:
     questions.write_text("\n".join(lines.splitlines()[::60]) + "\n")
     exact = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=4)
     found = []
-    for recipe in (exact, replace(exact, calibrate_kv=True)):
+    for recipe in (replace(exact, calibrate_kv=False), exact):  # which fits 4 bits by default
         gate = Gate(questions, tokens=1000)
-        bundle = export(SHIPPED, tmp_path / f"{recipe.calibrate_kv}", recipe=recipe, gate=gate)
+        bundle = export(SHIPPED, tmp_path / f"{len(found)}", recipe=recipe, gate=gate)
         found.append(bundle.manifest.quality["bundle"]["kl_mean"])
     assert found[1] < 0.7 * found[0]
