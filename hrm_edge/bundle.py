@@ -73,7 +73,11 @@ class BundleFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a device needs to know before it opens a model file."""
+    """Everything a device needs to know before it opens a model file.
+
+    `contexts` are lengths below `max_seq_len`, ascending, for which an ExecuTorch bundle has a
+    program of its own, with a smaller KV cache.
+    """
 
     target: str
     model: HRMTextConfig
@@ -85,6 +89,7 @@ class Manifest:
     made_by: Mapping[str, str]
     quality: Mapping[str, Any] = field(default_factory=dict)
     prompt_format: Mapping[str, Any] | None = field(default_factory=PROMPT_FORMAT.copy)
+    contexts: tuple[int, ...] = ()
 
     def write(self, directory: Path) -> None:
         """Write manifest.json into `directory`."""
@@ -120,6 +125,7 @@ class Manifest:
                 made_by=raw["made_by"],
                 quality=raw["quality"],
                 prompt_format=raw["prompt_format"],
+                contexts=tuple(raw.get("contexts", ())),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise HRMEdgeError(f"{path}: damaged manifest ({error!r}); export again") from None

@@ -11,6 +11,8 @@ from hrm_edge import memory
 from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.errors import HRMEdgeError
 
+WEIGHTS = (".data", ".pte", ".ptd")  # ends of the names of files that hold them
+
 
 @dataclass(frozen=True)
 class Need:
@@ -28,7 +30,7 @@ class Need:
 
 def need(manifest: Manifest, context: int) -> Need:
     """What `context` tokens of prompt and answer will take, the prompt as long as can be."""
-    weights = sum(f.size for name, f in manifest.files.items() if name.endswith((".data", ".pte")))
+    weights = sum(f.size for name, f in manifest.files.items() if name.endswith(WEIGHTS))
     return Need(
         weights, context * manifest.kv_cache.bytes_per_token, _activations(manifest, context)
     )

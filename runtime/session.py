@@ -11,7 +11,7 @@ from hrm_edge import memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 
-from .fit import largest_context
+from .fit import largest_context, need
 
 
 class Cancelled(HRMEdgeError):
@@ -83,8 +83,8 @@ def open_session(
                 f"{bundle.path}: an ExecuTorch bundle runs all its cycles, and on the CPU; leave "
                 "out --h-cycles and --provider, or export it with -t onnx"
             )
-        _context(bundle, manifest.max_seq_len, memory.available())  # all of it is committed
-        return ExecutorchSession(bundle.path, manifest, length, threads)
+        committed = _committed(bundle, max_context, memory.available())
+        return ExecutorchSession(bundle.path, manifest, max_context or committed, committed, threads)
     raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
 
 
@@ -113,9 +113,25 @@ def _context(bundle: Bundle, asked: int | None, room: int | None) -> int:
         return most if room is None else max(2, largest_context(bundle.manifest, room))
     fits = most if room is None else max(2, room // per_token)
     if asked > fits:
-        need, have = asked * per_token / 2**30, (room or 0) / 2**30
+        wanted, have = asked * per_token / 2**30, (room or 0) / 2**30
+        less = "fewer --kv-bits" if bundle.manifest.target == "onnx" else "--contexts"
         raise HRMEdgeError(
-            f"max_context {asked} needs {need:.1f} GiB for its KV cache, {have:.1f} GiB are "
-            f"available; at most {fits} fit (fewer --kv-bits at export need less)"
+            f"max_context {asked} needs {wanted:.1f} GiB for its KV cache, {have:.1f} GiB are "
+            f"available; at most {fits} fit ({less} at export needs less)"
         )
     return asked
+
+
+def _committed(bundle: Bundle, asked: int | None, room: int | None) -> int:
+    """The context of the ExecuTorch program to load, whose KV cache is committed as a whole.
+
+    The shortest that holds the tokens `asked` for; if none are, the longest that fits into `room`.
+    """
+    manifest = bundle.manifest
+    lengths = (*manifest.contexts, manifest.max_seq_len)
+    if asked is not None:
+        chosen = min(n for n in lengths if n >= asked)
+    else:
+        fitting = (n for n in lengths if room is None or need(manifest, n).total <= room)
+        chosen = max(fitting, default=lengths[0])
+    return _context(bundle, chosen, room)
