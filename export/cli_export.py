@@ -46,6 +46,13 @@ if TYPE_CHECKING:
 @click.option("--calibration-tokens", default=4096, show_default=True, help="Most to look at.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keeps what gptq has done, to go on.")
 @click.option("--type", "gguf_type", default="q4_0", show_default=True, help="Of a GGUF's tensors.")
+@click.option(
+    "--context",
+    "contexts",
+    type=int,
+    multiple=True,
+    help="A shorter .pte too, with a smaller KV cache and the same weights; may be repeated.",
+)
 @click.option("--norm-op", is_flag=True, help="In a .pte: MagicNorm as the C++ op hrm::magic_norm.")
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
@@ -74,6 +81,7 @@ def command(
     calibration_tokens: int,
     work: Path | None,
     gguf_type: str,
+    contexts: tuple[int, ...],
     norm_op: bool,
     max_seq_len: int | None,
     revision: str | None,
@@ -118,6 +126,7 @@ def command(
         work=work,
         gguf_type=gguf_type,
         norm_op=norm_op,
+        contexts=contexts,
         max_seq_len=max_seq_len,
         revision=revision,
         offline=offline,

@@ -1,6 +1,6 @@
 """`export`: one checkpoint in, one bundle out, whole or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ def export(
     recipe: Recipe | None = None,
     work: str | Path | None = None,
     norm_op: bool = False,
+    contexts: Sequence[int] = (),
 ) -> Bundle:
     """Convert a checkpoint directory, Hugging Face id or GGUF file into a bundle at `out`.
 
@@ -49,16 +50,18 @@ def export(
     default for ONNX and only 32 for ExecuTorch. For ONNX a whole `recipe` replaces
     them, and what it calibrates is kept in `work`, so that an interrupted export can go on.
     `gguf_type` names the type of a GGUF's tensors. `max_seq_len` bounds prompt and answer together,
-    in tokens (default: what the model allows). `norm_op`, for ExecuTorch, calls MagicNorm as a C++
-    op whose library a runtime then needs (magic_norm_op.py). `gate` says what the quality is
-    measured on and what is demanded of it (None: not measured). Raises HRMEdgeError for anything
+    in tokens (default: what the model allows). `contexts`, for ExecuTorch, are shorter lengths
+    with a program, and a smaller KV cache, of their own. `norm_op`, for ExecuTorch, calls MagicNorm
+    as a C++ op whose library a runtime then needs (magic_norm_op.py). `gate` says what the quality
+    is measured on and what is demanded of it (None: not measured). Raises HRMEdgeError for anything
     amiss with the checkpoint, the options or the disk, and for a bundle that falls short of `gate`;
     `out` is then as it was.
     """
-    if norm_op and target != "executorch":
-        raise HRMEdgeError(
-            f"norm_op is of ExecuTorch bundles (-t executorch); target is {target!r}"
-        )
+    for name, given in (("norm_op", norm_op), ("contexts", contexts)):
+        if given and target != "executorch":
+            raise HRMEdgeError(
+                f"{name} is of ExecuTorch bundles (-t executorch); target is {target!r}"
+            )
     if target == "onnx":
         kv_bits = 8 if kv_bits is None else kv_bits
         recipe = recipe or Recipe(bits, group_size, head_bits, embedding_bits, kv_bits, dtype)
@@ -73,7 +76,7 @@ def export(
             raise HRMEdgeError(f"dtype is {dtype!r}; an ExecuTorch bundle computes in fp32")
         kv_bits = 32 if kv_bits is None else kv_bits
         recipe = recipe or Recipe(bits, group_size, head_bits, embedding_bits, kv_bits)
-        write = partial(write_executorch, recipe=recipe, norm_op=norm_op)
+        write = partial(write_executorch, recipe=recipe, norm_op=norm_op, contexts=contexts)
     elif target == "gguf":
         from .target_gguf import write_gguf
 

@@ -7,6 +7,7 @@ its weights once: what ExecuTorch's emitter makes of a loop that was unrolled is
 Shapes are tuples in which None stands for the number of tokens, known only at run time.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch.utils._pytree as pytree
 from executorch.exir import schema
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
+from executorch.exir._serialize.data_serializer import DataPayload
 from executorch.exir.scalar_type import ScalarType
+from executorch.exir.tensor_layout import TensorLayout
 from executorch.exir.version import EXECUTORCH_SCHEMA_VERSION
+from executorch.extension.flat_tensor.serialize.serialize import FlatTensorSerializer
 
 from .xnnpack_graph import Shape, XnnpackGraph
 
@@ -49,13 +53,20 @@ class Delegate:
 
 @dataclass
 class Constants:
-    """Tensors that the file holds for kernels, shared by all methods."""
+    """Tensors for kernels, shared by all methods: in the program, or in a `store` apart from it."""
 
+    store: NamedDataStore | None = None
     buffers: list[bytes] = field(default_factory=lambda: [b""])  # the first stands for "none"
 
-    def add(self, array: np.ndarray) -> int:
-        """The index of `array`'s bytes; what was added before is found again."""
+    def add(self, array: np.ndarray) -> int | str:
+        """The index of `array`'s bytes, or its name in the store; the same for the same content."""
         data = np.ascontiguousarray(array).tobytes()
+        if self.store is not None:
+            kind = TYPES[array.dtype]
+            key = hashlib.sha256(repr((kind, array.shape)).encode() + data).hexdigest()
+            layout = TensorLayout(kind, list(array.shape), list(range(array.ndim)))
+            self.store.add_named_data(key, data, ALIGNMENT, tensor_layout=layout)
+            return key
         if data not in self.buffers:
             self.buffers.append(data)
         return self.buffers.index(data)
@@ -87,7 +98,12 @@ class Method:
 
     def constant(self, array: np.ndarray) -> int:
         """A tensor of the file."""
-        return self._tensor(array.shape, array.dtype, buffer=self._constants.add(array))
+        at = self._constants.add(array)
+        if isinstance(at, int):
+            return self._tensor(array.shape, array.dtype, buffer=at)
+        apart = schema.TensorDataLocation.EXTERNAL
+        info = schema.ExtraTensorInfo(fully_qualified_name=at, location=apart)
+        return self._tensor(array.shape, array.dtype, info=info)
 
     def state(self, *shape: int) -> int:
         """A float32 tensor whose content stays between calls; zero or undefined at first."""
@@ -182,7 +198,7 @@ class Method:
     def _is_scratch(self, value: int) -> bool:
         tensor = self._values[value]
         assert isinstance(tensor, schema.Tensor)
-        placed = tensor.allocation_info is not None or tensor.data_buffer_idx
+        placed = tensor.allocation_info or tensor.data_buffer_idx or tensor.extra_tensor_info
         return not placed and value not in self._inputs
 
     def _place(self, value: int, memory: int, offset: int) -> None:
@@ -196,7 +212,13 @@ class Method:
         width = next(t.itemsize for t, kind in TYPES.items() if kind == tensor.scalar_type)
         return int(np.prod(tensor.sizes, dtype=np.int64)) * width
 
-    def _tensor(self, shape: Shape, dtype: np.dtype, buffer: int = 0) -> int:
+    def _tensor(
+        self,
+        shape: Shape,
+        dtype: np.dtype,
+        buffer: int = 0,
+        info: schema.ExtraTensorInfo | None = None,
+    ) -> int:
         dynamism = schema.TensorShapeDynamism
         return self._new(
             schema.Tensor(
@@ -209,6 +231,7 @@ class Method:
                 data_buffer_idx=buffer,
                 allocation_info=None,
                 shape_dynamism=dynamism.DYNAMIC_BOUND if None in shape else dynamism.STATIC,
+                extra_tensor_info=info,
             )
         )
 
@@ -224,7 +247,10 @@ def write(
     store: NamedDataStore,
     metadata: Mapping[str, Scalar | list[int]],
 ) -> None:
-    """Write the .pte of `methods`. Each of `metadata` becomes a method that returns its value."""
+    """Write the .pte of `methods`. Each of `metadata` becomes a method that returns its value.
+
+    What lies in the store of `constants`, if it has one, is for `write_data` and not in the file.
+    """
     payloads: list[bytes] = []
     plans = [method.plan(payloads) for method in methods]
     plans += [_getter(name, value) for name, value in metadata.items()]
@@ -236,9 +262,17 @@ def write(
         segments=[],
         constant_segment=schema.SubsegmentOffsets(segment_index=0, offsets=[]),
     )
-    named = store.get_named_data_store_output()
+    named = (NamedDataStore() if constants.store else store).get_named_data_store_output()
     file = PTEFile(program=program, mutable_data=None, named_data=named)
     data = serialize_pte_binary(file, extract_delegate_segments=True)
+    with path.open("wb") as out:
+        data.write_to_file(out)
+
+
+def write_data(path: Path, store: NamedDataStore) -> None:
+    """Write what lies in `store` as the .ptd that programs share."""
+    named = store.get_named_data_store_output()
+    data = FlatTensorSerializer().serialize(DataPayload(named.buffers, named.pte_data))
     with path.open("wb") as out:
         data.write_to_file(out)
 

@@ -204,7 +204,7 @@ def runner(bundle: Bundle, longest: int) -> Callable[[Sample], np.ndarray]:
     """Runs the loaded bundle on samples of at most `longest` tokens: logits [len(answer), V]."""
     if bundle.manifest.target == "onnx":
         return run_onnx.Runner(bundle.path / "model.onnx", longest).logits
-    return run_executorch.Runner(bundle).logits
+    return run_executorch.Runner(bundle, longest).logits
 
 
 def predict(

@@ -7,24 +7,24 @@ import numpy as np
 
 from hrm_edge import memory
 from hrm_edge.bundle import Bundle
-from hrm_edge.pte import MODEL, Program, Unavailable
+from hrm_edge.pte import Program, Unavailable, program_name
 from hrm_edge.samples import Sample
 
 
 class Runner:
-    """A loaded model.pte, whose KV cache has room for the bundle's max_seq_len."""
+    """A loaded program of a bundle, whose KV cache has room for `longest` tokens at least."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, longest: int) -> None:
         """Raises Unavailable where memory, or an operator's library, is missing."""
         manifest, room = bundle.manifest, memory.available()
-        need = manifest.kv_cache.bytes_per_token * manifest.max_seq_len
+        context = manifest.context_for(longest)
+        need = manifest.kv_cache.bytes_per_token * context
         if room is not None and need > room:
             raise Unavailable(
-                f"{bundle.path / MODEL}: its KV cache needs {need / 2**30:.1f} GiB, "
-                f"{room / 2**30:.1f} are available; give --max-seq-len at export to need less"
+                f"{bundle.path / program_name(manifest, context)}: its KV cache needs {need / 2**30:.1f} GiB, "
+                f"{room / 2**30:.1f} are available; give --context at export to need less"
             )
-        made_by = manifest.made_by.get("executorch", "an unknown version")
-        self._program = Program(bundle.path / MODEL, made_by, None)
+        self._program = Program(bundle.path, manifest, longest, None)
 
     def logits(self, sample: Sample) -> np.ndarray:
         """Logits [len(answer), V], float32: row i predicts the answer's token i."""

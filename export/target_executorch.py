@@ -3,6 +3,8 @@
 Works from the checkpoint's mapped files, tensor by tensor; nothing is traced.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,10 +13,10 @@ from hrm_edge.checkpoint import Checkpoint, copy_tokenizer
 from hrm_edge.config import STACKS, HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status
-from hrm_edge.pte import MODEL
+from hrm_edge.pte import DATA, program_name
 
 from .executorch_forward import Parts, forward, rotary
-from .executorch_program import Constants, NamedDataStore, write
+from .executorch_program import Constants, NamedDataStore, write, write_data
 from .executorch_stack import Builder
 from .executorch_weights import table
 from .recipe import Recipe
@@ -23,10 +25,18 @@ EMBEDDING, HEAD, Z_L_INIT = "model.embed_tokens.weight", "lm_head.weight", "mode
 
 
 def write_executorch(
-    checkpoint: Checkpoint, out: Path, *, recipe: Recipe, max_seq_len: int, norm_op: bool = False
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    recipe: Recipe,
+    max_seq_len: int,
+    norm_op: bool = False,
+    contexts: Sequence[int] = (),
 ) -> None:
     """Write the bundle of `checkpoint` into the empty directory `out`.
 
+    `contexts` are shorter lengths than `max_seq_len` that get a program of their own; the weights,
+    which all programs share, then lie apart.
     `norm_op`: MagicNorm is called as hrm::magic_norm (magic_norm.cpp), not within the delegates.
     Raises HRMEdgeError for a recipe or sizes that ExecuTorch has no kernels for.
     """
@@ -41,14 +51,25 @@ def write_executorch(
             f"kv_bits is {recipe.kv_bits}; in an ExecuTorch bundle the KV cache has 32 bits "
             "(leave out --kv-bits), in an ONNX bundle 8 or 4 are possible"
         )
-    store, constants = NamedDataStore(), Constants()
+    contexts = tuple(sorted(set(contexts)))
+    if contexts and not 2 <= contexts[0] <= contexts[-1] < max_seq_len:
+        raise HRMEdgeError(
+            f"contexts are {', '.join(map(str, contexts))}, expected 2 to {max_seq_len - 1} (less "
+            "than max_seq_len)"
+        )
+    store = NamedDataStore()
     parts = _parts(checkpoint, recipe, store, max_seq_len, norm_op)
+    manifest = _manifest(checkpoint, recipe, parts, max_seq_len, contexts)
+    constants = Constants(store if contexts else None)
     with status("write"):
-        methods = [forward(parts, constants, "forward", max_seq_len)]
-        metadata = runner_metadata(checkpoint.config, checkpoint.eos_token_ids(), max_seq_len)
-        write(out / MODEL, methods, constants, store, metadata)
+        for length in (*contexts, max_seq_len):
+            methods = [forward(parts, constants, "forward", length)]
+            metadata = runner_metadata(checkpoint.config, checkpoint.eos_token_ids(), length)
+            write(out / program_name(manifest, length), methods, constants, store, metadata)
+        if contexts:
+            write_data(out / DATA, store)
     copy_tokenizer(checkpoint.path, out)
-    _manifest(checkpoint, recipe, parts, max_seq_len, out).write(out)
+    replace(manifest, files=describe_files(out)).write(out)
 
 
 def _parts(
@@ -72,7 +93,11 @@ def _parts(
 
 
 def _manifest(
-    checkpoint: Checkpoint, recipe: Recipe, parts: Parts, max_seq_len: int, out: Path
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    parts: Parts,
+    max_seq_len: int,
+    contexts: tuple[int, ...],
 ) -> Manifest:
     config, r = checkpoint.config, recipe
     return Manifest(
@@ -82,8 +107,9 @@ def _manifest(
         kv_cache=KVCache.of(config, 32),
         max_seq_len=max_seq_len,
         eos_token_ids=checkpoint.eos_token_ids(),
-        files=describe_files(out),
+        files={},
         made_by={name: version(name) for name in ("hrm-edge", "executorch")},
+        contexts=contexts,
     )
 
 

@@ -91,6 +91,11 @@ class Manifest:
     prompt_format: Mapping[str, Any] | None = field(default_factory=PROMPT_FORMAT.copy)
     contexts: tuple[int, ...] = ()
 
+    def context_for(self, tokens: int) -> int:
+        """The shortest of its contexts that holds `tokens`, which max_seq_len does."""
+        assert tokens <= self.max_seq_len, (tokens, self.max_seq_len)
+        return min(n for n in (*self.contexts, self.max_seq_len) if n >= tokens)
+
     def write(self, directory: Path) -> None:
         """Write manifest.json into `directory`."""
         raw = {"format_version": FORMAT_VERSION} | asdict(self)

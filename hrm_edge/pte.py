@@ -17,10 +17,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.quiet import quiet_imports
 
-MODEL = "model.pte"  # in a bundle
+MODEL = "model.pte"  # in a bundle; the program whose cache holds max_seq_len tokens
+DATA = "model.ptd"  # what the programs of a bundle share, if there are several
 OPERATORS = {  # beyond ExecuTorch's own -> the module whose import registers them
     "llama::custom_sdpa.out": "executorch.extension.llm.custom_ops.custom_ops",
     "llama::update_cache.out": "executorch.extension.llm.custom_ops.custom_ops",
@@ -39,22 +41,30 @@ class Unavailable(HRMEdgeError):
 class Program:
     """`forward(tokens [1, S], start_pos [1]) -> logits [1, V]` of one loaded .pte."""
 
-    def __init__(self, path: Path, made_by: str, threads: int | None) -> None:
-        """Load `path`, which version `made_by` of ExecuTorch made, to be run by `threads`.
+    def __init__(
+        self, directory: Path, manifest: Manifest, tokens: int, threads: int | None
+    ) -> None:
+        """Load the program of a bundle whose KV cache holds `tokens`, to be run by `threads`.
 
         Raises HRMEdgeError if ExecuTorch lacks operators or refuses the program.
         """
-        self._program, self._method = _load(path, made_by, threads or os.cpu_count() or 1)
-        self._tensor: Any = importlib.import_module("torch").tensor
+        path = directory / program_name(manifest, manifest.context_for(tokens))
+        data = directory / DATA if manifest.contexts else None
+        made_by = manifest.made_by.get("executorch", "an unknown version")
+        self._module = _load(path, data, made_by, threads or os.cpu_count() or 1)
 
     def __call__(self, ids: Sequence[int], start: int) -> np.ndarray:
         """Append `ids` to the first `start` tokens; logits [V] of the last one, float32."""
-        (logits,) = self._method.execute((self._tensor([list(ids)]), self._tensor([start])))
-        return logits.numpy()[0]
+        return _forward(self._module, ids, start)
 
 
-def _load(path: Path, made_by: str, threads: int) -> tuple[Any, Any]:
-    """The program and its entry point."""
+def program_name(manifest: Manifest, context: int) -> str:
+    """The file of the program whose cache holds `context` tokens."""
+    return MODEL if context == manifest.max_seq_len else f"model-{context}.pte"
+
+
+def _load(path: Path, data: Path | None, made_by: str, threads: int) -> Any:
+    """The loaded module."""
     runtime, library = _executorch()
     missing = [o for o in OPERATORS if o not in runtime.operator_registry.operator_names]
     if missing:
@@ -67,11 +77,18 @@ def _load(path: Path, made_by: str, threads: int) -> tuple[Any, Any]:
         try:
             with _output_to(log):
                 library._unsafe_reset_threadpool(threads)
-                program = runtime.load_program(path)
-                return program, program.load_method("forward")
+                module = library._load_for_executorch(str(path), data and str(data))
+                _forward(module, [0], 0)  # the first call loads the method and packs the weights
+                return module
         except (RuntimeError, KeyError) as error:
             log.seek(0)
             raise _failure(path, log.read(), error, made_by) from None
+
+
+def _forward(module: Any, ids: Sequence[int], start: int) -> np.ndarray:
+    tensor: Any = importlib.import_module("torch").tensor
+    (logits,) = module.run_method("forward", (tensor([list(ids)]), tensor([start])))
+    return logits.numpy()[0]
 
 
 def _executorch() -> tuple[Any, Any]:

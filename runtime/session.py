@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from hrm_edge import memory
-from hrm_edge.bundle import Bundle
+from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.errors import HRMEdgeError
 
 from .fit import largest_context, need
@@ -83,8 +83,9 @@ def open_session(
                 f"{bundle.path}: an ExecuTorch bundle runs all its cycles, and on the CPU; leave "
                 "out --h-cycles and --provider, or export it with -t onnx"
             )
-        committed = _committed(bundle, max_context, memory.available())
-        return ExecutorchSession(bundle.path, manifest, max_context or committed, committed, threads)
+        length = max_context or _largest_program(manifest, memory.available())
+        _context(bundle, manifest.context_for(length), memory.available())  # all is committed
+        return ExecutorchSession(bundle.path, manifest, length, threads)
     raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
 
 
@@ -114,7 +115,7 @@ def _context(bundle: Bundle, asked: int | None, room: int | None) -> int:
     fits = most if room is None else max(2, room // per_token)
     if asked > fits:
         wanted, have = asked * per_token / 2**30, (room or 0) / 2**30
-        less = "fewer --kv-bits" if bundle.manifest.target == "onnx" else "--contexts"
+        less = "fewer --kv-bits" if bundle.manifest.target == "onnx" else "--context"
         raise HRMEdgeError(
             f"max_context {asked} needs {wanted:.1f} GiB for its KV cache, {have:.1f} GiB are "
             f"available; at most {fits} fit ({less} at export needs less)"
@@ -122,16 +123,8 @@ def _context(bundle: Bundle, asked: int | None, room: int | None) -> int:
     return asked
 
 
-def _committed(bundle: Bundle, asked: int | None, room: int | None) -> int:
-    """The context of the ExecuTorch program to load, whose KV cache is committed as a whole.
-
-    The shortest that holds the tokens `asked` for; if none are, the longest that fits into `room`.
-    """
-    manifest = bundle.manifest
-    lengths = (*manifest.contexts, manifest.max_seq_len)
-    if asked is not None:
-        chosen = min(n for n in lengths if n >= asked)
-    else:
-        fitting = (n for n in lengths if room is None or need(manifest, n).total <= room)
-        chosen = max(fitting, default=lengths[0])
-    return _context(bundle, chosen, room)
+def _largest_program(manifest: Manifest, room: int | None) -> int:
+    """The longest context of an ExecuTorch bundle that fits into `room`, else its shortest."""
+    contexts = (*manifest.contexts, manifest.max_seq_len)
+    fitting = (n for n in contexts if room is None or need(manifest, n).total <= room)
+    return max(fitting, default=contexts[0])

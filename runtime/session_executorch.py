@@ -26,13 +26,12 @@ class ExecutorchSession:
     def __init__(
         self, path: Path, manifest: Manifest, max_context: int, threads: int | None = None
     ) -> None:
-        """Load `path`/model.pte, to be used for `max_context` tokens.
+        """Load the program of the bundle at `path` that holds `max_context` tokens.
 
         Raises HRMEdgeError if ExecuTorch lacks operators or refuses the program.
         """
         self.manifest, self.max_context, self.length = manifest, max_context, 0
-        made_by = manifest.made_by.get("executorch", "an unknown version")
-        self._program = Program(path / MODEL, made_by, threads or default_threads())
+        self._program = Program(path, manifest, max_context, threads or default_threads())
         self.prefix: list[int] = []
         self._prefix_logits = np.array([], np.float32)
         self._cancelled = False
