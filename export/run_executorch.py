@@ -21,8 +21,9 @@ class Runner:
         need = manifest.kv_cache.bytes_per_token * context
         if room is not None and need > room:
             raise Unavailable(
-                f"{bundle.path / program_name(manifest, context)}: its KV cache needs {need / 2**30:.1f} GiB, "
-                f"{room / 2**30:.1f} are available; give --context at export to need less"
+                f"{bundle.path / program_name(manifest, context)}: its KV cache needs "
+                f"{need / 2**30:.1f} GiB, {room / 2**30:.1f} are available; give --context at "
+                "export to need less"
             )
         self._program = Program(bundle.path, manifest, longest, None)
 
