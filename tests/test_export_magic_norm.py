@@ -14,12 +14,13 @@ from references import load_reference, prompt, relative
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
-from hrm_edge.export.magic_norm_op import build, load
+from hrm_edge.export.magic_norm_op import SOURCE, build, load
 from hrm_edge.pte import LIBRARY
 from hrm_edge.runtime.session import open_session
 from tiny_models import Shape, write_model
 
 EPS = 1e-6
+WIDTH = 1536  # 64 rows of it are shared out among threads
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_the_op_is_traced_and_runs_in_executorch(op: Any, tmp_path: Path) -> Non
     from executorch.exir import to_edge
     from executorch.runtime import Runtime
 
-    x, skip = torch.randn(1, 5, 40), torch.randn(1, 5, 40)
+    x, skip = (torch.randn(1, 5, WIDTH) for _ in range(2))
     torch.library.opcheck(op.default, (x, skip, EPS))  # the meta kernel among others
     tokens = {1: torch.export.Dim("tokens", min=1, max=64)}
     program = torch.export.export(
@@ -96,7 +97,7 @@ def test_the_op_is_traced_and_runs_in_executorch(op: Any, tmp_path: Path) -> Non
     method = Runtime.get().load_program(file).load_method("forward")
     assert method is not None
     for count in (5, 64, 1):
-        x, skip = torch.randn(1, count, 40), torch.randn(1, count, 40)
+        x, skip = (torch.randn(1, count, WIDTH) for _ in range(2))
         torch.testing.assert_close(method.execute((x, skip))[0], Twice(op)(x, skip))
 
 
@@ -145,6 +146,17 @@ def test_a_missing_or_failing_compiler_is_named(
     monkeypatch.setenv("CXXFLAGS", "-no-such-option")
     with pytest.raises(HRMEdgeError, match=r"g\+\+ cannot build magic_norm\.cpp: .*no-such-option"):
         build(tmp_path / "a.so")
+
+
+def test_an_application_compiles_the_op_without_torch() -> None:
+    import executorch
+
+    headers = Path(executorch.__path__[0]) / "include"
+    own = headers / "executorch/runtime/core/portable_type/c10"  # ExecuTorch's copy of c10
+    options = ["-std=c++17", "-fsyntax-only", "-DC10_USING_CUSTOM_GENERATED_MACROS"]
+    command = ["g++", *options, f"-I{headers}", f"-I{own}", SOURCE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_only_executorch_has_the_op(
