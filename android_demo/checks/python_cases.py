@@ -2,11 +2,12 @@
 
 python checks/python_cases.py OUT
 
-Writes OUT/kv32, kv16 (float16 throughout), kv8, kv4 and chat, which has a chat template, and
-OUT/python.json: answers to the first golden prompts for those that golden.json does not cover, and
-conversations as the template renders them.
+Writes OUT/kv32, kv16 (float16 throughout), kv8, kv4, chat, which has a chat template, and, where
+ExecuTorch is installed, executorch. OUT/python.json holds answers to the first golden prompts for
+those that golden.json does not cover, and conversations as the template renders them.
 """
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -41,12 +42,10 @@ def with_template(directory: Path) -> Path:
 
 
 def answers(bundle: Path, prompts: list[str]) -> list[dict[str, object]]:
-    """Greedy answers in tokens."""
+    """Greedy answers."""
     model = load(bundle, threads=1)
-    return [
-        {"prompt": prompt, "tokens": list(model.generate(prompt, max_tokens=64).tokens)}
-        for prompt in prompts
-    ]
+    made = [(prompt, model.generate(prompt, max_tokens=64)) for prompt in prompts]
+    return [{"prompt": p, "tokens": list(a.tokens), "text": a.text} for p, a in made]
 
 
 def rendered(bundle: Path, texts: list[str]) -> str:
@@ -66,10 +65,14 @@ def main() -> None:
         export(TINY, out / f"kv{bits}", kv_bits=bits, dtype=dtype, gate=None)
     with tempfile.TemporaryDirectory() as scratch:
         export(with_template(Path(scratch) / "tiny"), out / "chat", gate=None)
+    names = ["kv16", "kv4", "chat"]
+    if importlib.util.find_spec("executorch"):
+        export(TINY, out / "executorch", "executorch", gate=None)
+        names.append("executorch")
     vectors = json.loads((DEMO / "golden.json").read_text(encoding="utf-8"))["vectors"]
     prompts = [v["prompt"] for v in vectors if v["condition"] == "direct"][:PROMPTS]
     made = {
-        "answers": {name: answers(out / name, prompts) for name in ("kv16", "kv4", "chat")},
+        "answers": {name: answers(out / name, prompts) for name in names},
         "conversations": [
             {"turns": turns, "rendered": rendered(out / "chat", turns)} for turns in CONVERSATIONS
         ],

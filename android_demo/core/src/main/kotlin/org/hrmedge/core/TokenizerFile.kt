@@ -31,10 +31,21 @@ internal class TokenizerFile(
 }
 
 /** Reads [file], a tokenizer.json. Throws [Problem] if it is damaged or of another kind. */
-fun readTokenizer(file: File): Tokenizer {
+fun readTokenizer(file: File): Tokenizer = parsing(file) { Tokenizer(read(it)) }
+
+/** How [file], a tokenizer.json of any kind, spells those of [ids] that are added tokens. */
+fun readSpellings(file: File, ids: Set<Int>): Set<String> = parsing(file) { raw ->
+    val added = raw.optJSONArray("added_tokens") ?: JSONArray()
+    (0 until added.length()).map { added.getJSONObject(it) }
+        .filter { it.getInt("id") in ids }
+        .map { it.getString("content") }
+        .toSet()
+}
+
+private fun <T> parsing(file: File, read: (JSONObject) -> T): T {
     if (!file.isFile) throw Problem("${file.name} is missing from the bundle; copy or export it again.")
     return try {
-        Tokenizer(read(JSONObject(reading { file.readText() })))
+        read(JSONObject(reading { file.readText() }))
     } catch (error: JSONException) {
         throw Problem("${file.name} is damaged (${error.message}); copy or export the bundle again.")
     }

@@ -11,10 +11,15 @@ import org.json.JSONObject
 object TestFiles {
     val bundles = File(System.getProperty("hrmedge.bundles")!!)
     val tokenizers = File(System.getProperty("hrmedge.tokenizers")!!)
+
+    /** What the Python runtime makes of some bundles. */
     val python = JSONObject(File(bundles, "python.json").readText())
     val golden = JSONObject(File(System.getProperty("hrmedge.golden")!!).readText())
 
     fun bundle(kvBits: Int): Bundle = bundle("kv$kvBits")
+
+    /** Prompts, tokens and texts of the Python runtime with the bundle [name]. */
+    fun answers(name: String): List<JSONObject> = python.getJSONObject("answers").getJSONArray(name).objects()
 
     fun bundle(name: String): Bundle = Bundle.open(File(bundles, name))
 }

@@ -11,6 +11,7 @@ import org.hrmedge.core.Session
 import org.hrmedge.core.Settings
 import org.hrmedge.core.Stats
 import org.hrmedge.core.Stop
+import org.hrmedge.core.readSpellings
 import org.json.JSONObject
 import org.pytorch.executorch.extension.llm.LlmCallback
 import org.pytorch.executorch.extension.llm.LlmModule
@@ -25,8 +26,14 @@ class ExecuTorchEngine(private val bundle: Bundle) : Engine {
     override val maxContext: Int = manifest.maxSeqLen
     override val session: Session? = null
 
+    private val tokenizer = File(bundle.directory, "tokenizer.json")
+    private val ends = readSpellings(tokenizer, manifest.ends)
     private var module: LlmModule? = null
     private var temperature = Double.NaN
+
+    init {
+        bundle.verify() // the runner does not survive a damaged program
+    }
 
     override fun answer(
         question: String,
@@ -36,13 +43,15 @@ class ExecuTorchEngine(private val bundle: Bundle) : Engine {
     ): Answer {
         val prefix = manifest.prompt.prefix(question, settings.conditions)
         val runner = runner(settings.temperature)
-        val listener = Listener(stop, runner, settings.maxTokens, onText)
+        val listener = Listener(stop, runner, settings.maxTokens, ends, onText)
         runner.resetContext() // the next call is a prefix, bidirectional
         val status = stop.during(runner::stop) {
             if (stop.requested) 0 else runner.generate(prefix, maxContext, listener, false)
         }
         if (status != 0) throw Problem("ExecuTorch failed with error $status.")
-        return listener.answer()
+        return listener.answer() ?: throw Problem( // it tells the log why, and no one else
+            "ExecuTorch gave no answer. It has room for $maxContext tokens; is the question longer?",
+        )
     }
 
     override fun close() {
@@ -54,10 +63,9 @@ class ExecuTorchEngine(private val bundle: Bundle) : Engine {
     private fun runner(wanted: Double): LlmModule {
         module?.let { if (wanted == temperature) return it }
         close()
-        val model = File(bundle.directory, "model.pte").path
-        val tokenizer = File(bundle.directory, "tokenizer.json").path
+        val model = File(bundle.directory, "model.pte")
         return try {
-            LlmModule(model, tokenizer, wanted.toFloat()).also {
+            LlmModule(model.path, tokenizer.path, wanted.toFloat()).also {
                 module = it
                 temperature = wanted
             }
@@ -67,18 +75,25 @@ class ExecuTorchEngine(private val bundle: Bundle) : Engine {
     }
 }
 
-/** Gathers what the runner reports; its statistics are a line of JSON with times in ms. */
+/**
+ * Gathers what the runner reports: pieces of text, the end token among them as it is spelled, and
+ * statistics, a line of JSON with times in ms.
+ */
 private class Listener(
     private val stop: Stop,
     private val runner: LlmModule,
     private val maxTokens: Int,
+    private val ends: Set<String>,
     private val onText: (String) -> Unit,
 ) : LlmCallback {
     private val text = StringBuilder()
     private var pieces = 0
+    private var ended = false
     private var stats = Stats(0, 0, 0.0, 0.0, 0.0)
 
     override fun onResult(result: String) {
+        ended = result in ends
+        if (ended) return
         text.append(result)
         onText(result)
         if (++pieces >= maxTokens) runner.stop()
@@ -101,11 +116,13 @@ private class Listener(
         )
     }
 
-    fun answer(): Answer {
+    /** The answer; null if there was none, though nobody stopped it. */
+    fun answer(): Answer? {
+        if (pieces == 0 && !ended && !stop.requested) return null
         val finish = when {
+            ended -> Finish.END
             stop.requested -> Finish.STOPPED
-            pieces >= maxTokens -> Finish.LENGTH
-            else -> Finish.END
+            else -> Finish.LENGTH
         }
         return Answer(text.toString(), emptyList(), finish, stats)
     }

@@ -1,0 +1,5 @@
+package com.facebook.soloader.nativeloader;
+
+public class SystemDelegate implements NativeLoaderDelegate {}
+
+interface NativeLoaderDelegate {}
