@@ -89,7 +89,7 @@ private class Listener(
     private val text = StringBuilder()
     private var pieces = 0
     private var ended = false
-    private var stats = Stats(0, 0, 0.0, 0.0, 0.0)
+    private var stats: Stats? = null
 
     override fun onResult(result: String) {
         ended = result in ends
@@ -116,9 +116,13 @@ private class Listener(
         )
     }
 
-    /** The answer; null if there was none, though nobody stopped it. */
+    /** The answer; null if the runner did not even begin, though nobody stopped it. */
     fun answer(): Answer? {
-        if (pieces == 0 && !ended && !stop.requested) return null
+        val stats = stats ?: if (stop.requested) Stats(0, 0, 0.0, 0.0, 0.0) else return null
+        // it keeps a character that was cut off, and puts it before all later answers of the process
+        if (pieces == 0 && !ended && stats.answerTokens > 0) {
+            throw Problem("ExecuTorch holds the text back, as it is no valid UTF-8; start the app again.")
+        }
         val finish = when {
             ended -> Finish.END
             stop.requested -> Finish.STOPPED
