@@ -77,6 +77,7 @@ def _load(path: Path, data: Path | None, made_by: str, threads: int) -> Any:
         try:
             with _output_to(log):
                 library._unsafe_reset_threadpool(threads)
+                runtime.load_program(path)  # verifies it, which the next line does not
                 module = library._load_for_executorch(str(path), data and str(data))
                 _forward(module, [0], 0)  # the first call loads the method and packs the weights
                 return module

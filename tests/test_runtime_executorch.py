@@ -129,12 +129,16 @@ def copied(bundle: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.parametrize(
+    ("at", "damage"),
+    [(4, b"ET11"), (8, np.random.default_rng(0).bytes(4096))],  # the schema's version; the program
+)
 def test_a_program_that_cannot_be_loaded_is_named_with_its_maker(
-    bundle: Path, tmp_path: Path
+    bundle: Path, tmp_path: Path, at: int, damage: bytes
 ) -> None:
     damaged = copied(bundle, tmp_path / "damaged")
     data = bytearray((damaged / "model.pte").read_bytes())
-    data[4:8] = b"ET11"  # the schema's version
+    data[at : at + len(damage)] = damage
     (damaged / "model.pte").write_bytes(data)
     manifest = (damaged / "manifest.json").read_text()
     (damaged / "manifest.json").write_text(
