@@ -3,8 +3,9 @@
 python checks/python_cases.py OUT
 
 Writes OUT/kv32, kv16 (float16 throughout), kv8, kv4, chat, which has a chat template, and, where
-ExecuTorch is installed, executorch. OUT/python.json holds answers to the first golden prompts for
-those that golden.json does not cover, and conversations as the template renders them.
+ExecuTorch is installed, executorch and executorch-contexts, which has several programs.
+OUT/python.json holds answers to the first golden prompts for those that golden.json does not cover,
+and conversations as the template renders them.
 """
 
 import importlib.util
@@ -68,6 +69,8 @@ def main() -> None:
     names = ["kv16", "kv4", "chat"]
     if importlib.util.find_spec("executorch"):
         export(TINY, out / "executorch", "executorch", gate=None)
+        several = out / "executorch-contexts"
+        export(TINY, several, "executorch", contexts=(128,), gate=None)
         names.append("executorch")
     vectors = json.loads((DEMO / "golden.json").read_text(encoding="utf-8"))["vectors"]
     prompts = [v["prompt"] for v in vectors if v["condition"] == "direct"][:PROMPTS]

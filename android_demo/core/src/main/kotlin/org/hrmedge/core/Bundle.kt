@@ -29,6 +29,8 @@ data class Manifest(
     val bits: Int,
     val cache: KVCache,
     val maxSeqLen: Int,
+    /** Shorter lengths for which an ExecuTorch bundle has a program of its own. */
+    val contexts: List<Int>,
     val ends: Set<Int>,
     val prompt: PromptFormat,
     val files: Map<String, BundleFile>,
@@ -70,6 +72,9 @@ data class Manifest(
                     bytesPerToken = cache.getLong("bytes_per_token"),
                 ),
                 maxSeqLen = raw.getInt("max_seq_len"),
+                contexts = raw.optJSONArray("contexts").let { lengths ->
+                    (0 until (lengths?.length() ?: 0)).map { lengths!!.getInt(it) }
+                },
                 ends = (0 until ends.length()).map { ends.getInt(it) }.toSet(),
                 prompt = PromptFormat.read(raw),
                 files = files.keyList().associateWith { name ->

@@ -1,5 +1,7 @@
 package org.hrmedge.core
 
+private val WEIGHTS = listOf(".data", ".pte", ".ptd")
+
 /** Bytes that a session will hold with its context full; an estimate made before loading. */
 data class Need(val weights: Long, val cache: Long, val activations: Long) {
     val total: Long get() = weights + cache + activations
@@ -7,7 +9,7 @@ data class Need(val weights: Long, val cache: Long, val activations: Long) {
 
 /** What [context] tokens of prompt and answer take, the prompt as long as can be. */
 fun need(manifest: Manifest, context: Int): Need {
-    val weights = manifest.files.filterKeys { it.endsWith(".data") || it.endsWith(".pte") }
+    val weights = manifest.files.filterKeys { name -> WEIGHTS.any(name::endsWith) }
     return Need(
         weights = weights.values.sumOf { it.size },
         cache = context * manifest.cache.bytesPerToken,
@@ -36,14 +38,25 @@ fun largestContext(manifest: Manifest, room: Long): Int {
 /** The context to load with: [wanted], or less where memory is short. Throws [Problem]. */
 fun fittingContext(manifest: Manifest, wanted: Int, room: Long): Int {
     val fits = largestContext(manifest, room)
-    if (fits == 0) {
-        throw Problem(
-            "The model needs about ${mebibytes(need(manifest, 2).total)} of memory, " +
-                "${mebibytes(room)} are available; close other apps or use a smaller model.",
-        )
-    }
+    if (fits == 0) throw tooLarge(need(manifest, 2), room)
     return wanted.coerceIn(2, fits)
 }
+
+/**
+ * The length of the ExecuTorch program to load: the shortest that holds [wanted] tokens, or less
+ * where memory is short, since a program takes its whole cache at once. Throws [Problem].
+ */
+fun fittingProgram(manifest: Manifest, wanted: Int, room: Long): Int {
+    val lengths = (manifest.contexts + manifest.maxSeqLen).sorted()
+    val fits = lengths.filter { need(manifest, it).total <= room }
+    return fits.firstOrNull { it >= wanted } ?: fits.lastOrNull()
+        ?: throw tooLarge(need(manifest, lengths.first()), room)
+}
+
+private fun tooLarge(need: Need, room: Long) = Problem(
+    "The model needs about ${mebibytes(need.total)} of memory, ${mebibytes(room)} are available; " +
+        "close other apps or use a smaller model.",
+)
 
 /** "640 MiB". */
 fun mebibytes(bytes: Long): String = "%,d MiB".format((bytes + (1 shl 19)) shr 20)

@@ -6,6 +6,7 @@ import org.hrmedge.core.Engine
 import org.hrmedge.core.Problem
 import org.hrmedge.core.TokenEngine
 import org.hrmedge.core.fittingContext
+import org.hrmedge.core.fittingProgram
 import org.hrmedge.core.readTokenizer
 
 /** What a session may take of this device. */
@@ -18,10 +19,11 @@ data class Limits(val context: Int, val threads: Int, val memory: Long)
  */
 fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
     val manifest = bundle.manifest
-    val context = fittingContext(manifest, minOf(limits.context, manifest.maxSeqLen), limits.memory)
+    val wanted = minOf(limits.context, manifest.maxSeqLen)
     return when (manifest.target) {
         "onnx" -> {
             val tokenizer = readTokenizer(File(bundle.directory, "tokenizer.json"))
+            val context = fittingContext(manifest, wanted, limits.memory)
             val session = OnnxSession(bundle, context, limits.threads, cache)
             try {
                 TokenEngine(manifest, session, tokenizer)
@@ -30,7 +32,7 @@ fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
                 throw problem
             }
         }
-        "executorch" -> ExecuTorchEngine(bundle)
+        "executorch" -> ExecuTorchEngine(bundle, fittingProgram(manifest, wanted, limits.memory))
         else -> throw Problem(
             "This app runs onnx and executorch bundles, this one is for ${manifest.target}.",
         )

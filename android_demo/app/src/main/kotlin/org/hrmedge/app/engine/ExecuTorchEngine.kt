@@ -19,11 +19,11 @@ import org.pytorch.executorch.extension.llm.LlmModule
 /**
  * Answers by ExecuTorch's own runner, which tokenizes, samples and counts by itself.
  *
- * It knows a temperature and no other sampling setting. The context is the program's.
+ * It knows a temperature and no other sampling setting. [maxContext] is that of one of the bundle's programs,
+ * which share their weights.
  */
-class ExecuTorchEngine(private val bundle: Bundle) : Engine {
+class ExecuTorchEngine(private val bundle: Bundle, override val maxContext: Int) : Engine {
     override val manifest: Manifest = bundle.manifest
-    override val maxContext: Int = manifest.maxSeqLen
     override val session: Session? = null
 
     private val tokenizer = File(bundle.directory, "tokenizer.json")
@@ -63,12 +63,18 @@ class ExecuTorchEngine(private val bundle: Bundle) : Engine {
     private fun runner(wanted: Double): LlmModule {
         module?.let { if (wanted == temperature) return it }
         close()
-        val model = File(bundle.directory, "model.pte")
+        val name = if (maxContext == manifest.maxSeqLen) "model.pte" else "model-$maxContext.pte"
+        val model = File(bundle.directory, name).path
+        val weights = File(bundle.directory, "model.ptd") // of several programs
         return try {
-            LlmModule(model.path, tokenizer.path, wanted.toFloat()).also {
-                module = it
-                temperature = wanted
+            val made = if (weights.isFile) {
+                LlmModule(model, tokenizer.path, wanted.toFloat(), weights.path)
+            } else {
+                LlmModule(model, tokenizer.path, wanted.toFloat())
             }
+            module = made
+            temperature = wanted
+            made
         } catch (error: RuntimeException) {
             throw Problem("ExecuTorch cannot load the model (${error.message}).")
         }

@@ -12,6 +12,7 @@ import org.hrmedge.core.Finish
 import org.hrmedge.core.Settings
 import org.hrmedge.core.Stop
 import org.hrmedge.core.TestFiles
+import org.hrmedge.core.need
 import org.hrmedge.core.problem
 
 /** The app's other engine over hrm-tiny's .pte, by ExecuTorch's classes and its JNI library. */
@@ -57,6 +58,21 @@ class ExecuTorchEngineTest {
         for (temperature in listOf(0.01, 0.0)) {
             assertEquals(greedy, engine.answer(question, Settings(temperature = temperature), Stop()) {}.text)
         }
+    }
+
+    @Test
+    fun theProgramIsTheShortestThatHoldsTheContextAndFits() {
+        val several = TestFiles.bundle("executorch-contexts")
+        fun open(context: Int, memory: Long = Long.MAX_VALUE) =
+            openEngine(several, Limits(context, 1, memory)) { error("") }
+        for ((context, length) in listOf(100 to 128, 129 to 512, 512 to 512)) {
+            open(context).use { engine ->
+                assertEquals(length, engine.maxContext)
+                assertEquals("3", engine.answer("Calculate 4 - 1", Settings(), Stop()) {}.text)
+            }
+        }
+        open(512, need(several.manifest, 300).total).use { assertEquals(128, it.maxContext) }
+        assertContains(problem { open(512, need(several.manifest, 100).total) }, "close other apps")
     }
 
     @Test
