@@ -6,9 +6,9 @@
 converts the checkpoint for each peer, fetches llama.cpp, and writes a markdown table, every single
 timing as JSON, and a PNG. Each round starts each engine in a process of its own. llama.cpp runs as
 it comes (it chooses flash attention) and with flash attention off, since each is the faster one
-somewhere; and compiled for this processor, if `pip install llama-cpp-python` has been run. Run it
-on an otherwise idle machine: all engines use all cores, and one that waits for its threads by
-spinning suffers from any other load far more than its share.
+somewhere; and compiled for this processor, if `pip install llama-cpp-python` has been run, at short
+contexts only, as transformers is. Run it on an otherwise idle machine: all engines use all cores,
+and one that waits for its threads by spinning suffers from any other load far more than its share.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ from hrm_edge.export import export
 
 RawReport = dict[str, Any]  # benchmarks.measure.Report.to_dict()
 OURS, LLAMACPP = "hrm-edge", "llama.cpp"
-SLOW = 256  # tokens; transformers in float32 is not measured beyond
+SHORT = 256  # tokens, beyond which slow or second forms of a peer are not measured
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def engines(checkpoint: Path, work: Path, optional: Sequence[str], plan: Plan) -
     found = [Engine(OURS, "hrm-edge", bundle)]
     found += [Engine(name, name, gguf) for name in (LLAMACPP, "llama.cpp, flash attention off")]
     if importlib.util.find_spec("llama_cpp"):
-        found.append(Engine("llama.cpp, compiled here", "llama.cpp, compiled here", gguf))
+        name = "llama.cpp, compiled here"
+        found.append(Engine(name, name, gguf, SHORT))
     found.append(Engine("onnxruntime-genai, our bundle", "onnxruntime-genai", bundle))
     if "executorch" in optional:
         pte = work / "pte"
@@ -93,7 +94,7 @@ def engines(checkpoint: Path, work: Path, optional: Sequence[str], plan: Plan) -
             export(checkpoint, pte, target="executorch", max_seq_len=room)
         found.append(Engine("hrm-edge, ExecuTorch", "hrm-edge", pte))
     if "transformers" in optional:
-        found.append(Engine("transformers, float32", "transformers", checkpoint, SLOW))
+        found.append(Engine("transformers, float32", "transformers", checkpoint, SHORT))
     return found
 
 
@@ -149,7 +150,7 @@ def ratios(reports: dict[str, list[RawReport]]) -> str:
     timings = {name: series(found) for name, found in reports.items()}
     rows = ["| llama.cpp's time over ours | as it comes | its fastest form here |", "|---|---|---|"]
     for key, values in timings[OURS].items():
-        peers = {n: t[key] for n, t in timings.items() if n.startswith(LLAMACPP)}
+        peers = {n: t[key] for n, t in timings.items() if n.startswith(LLAMACPP) and key in t}
         times = {name: statistics.median(found) for name, found in peers.items()}
         best, own = min(times, key=lambda n: times[n]), statistics.median(values)
         form = best.removeprefix(LLAMACPP).strip(", ") or "as it comes"
