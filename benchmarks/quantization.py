@@ -189,7 +189,8 @@ class Bench:
         return asdict(figures) | {"bytes": size, "samples": len(self.samples)}
 
     def _onnxruntime(self, path: Path) -> Figures:
-        return self.figures(Runner(path, max(len(s.inputs) for s in self.samples)).logits)
+        longest = max(len(sample.inputs) for sample in self.samples)
+        return self.figures(Runner(path, longest, threads=1).logits)
 
     def _causal(self, path: Path) -> Figures:
         """Our bundle as llama.cpp would run it, which only the numpy model can."""
@@ -221,7 +222,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for key, row in found.items():
         name, group, kv, _ = key.split("|")
         merged.setdefault((name, group), {}).setdefault(int(kv), []).append(row)
-    for (name, group), by_kv in merged.items():
+    names = list(dict.fromkeys(name for name, _ in merged))
+    for name, group in sorted(merged, key=lambda row: (names.index(row[0]), row[1].zfill(3))):
+        by_kv = merged[name, group]
         cells = [name, group, *_cells(by_kv.get(32))]
         for kv in KV_BITS[1:]:
             cells += [_kl(by_kv.get(kv)), _percent(by_kv.get(kv), "exact_match")]

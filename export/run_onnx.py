@@ -22,10 +22,11 @@ PAST, PRESENT = "past_key_values.", "present."
 
 
 class Runner:
-    """A loaded model.onnx and cache buffers for `longest` tokens."""
+    """A loaded model.onnx and cache buffers for `longest` tokens, on `threads` (0: all cores)."""
 
-    def __init__(self, model: Path, longest: int) -> None:
+    def __init__(self, model: Path, longest: int, threads: int = 0) -> None:
         options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._session = ort.InferenceSession(str(model), options, ["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
