@@ -33,7 +33,6 @@ TYPES = {
 }
 SCRATCH, STATE = 1, 2  # memory ids: what a call computes, and what stays between calls
 ALIGNMENT = 64
-SEGMENT_ALIGNMENT = 4096  # so that mapped weights begin on a page
 Scalar = int | float | bool | None
 
 
@@ -247,9 +246,9 @@ def write(
     store: NamedDataStore,
     metadata: Mapping[str, Scalar | list[int]],
 ) -> None:
-    """Write the .pte of `methods`. Each of `metadata` becomes a method that returns its value.
+    """Write the .pte of `methods`, with what lies in `store`.
 
-    What lies in the store of `constants`, if it has one, is for `write_data` and not in the file.
+    Each of `metadata` becomes a method that returns its value.
     """
     payloads: list[bytes] = []
     plans = [method.plan(payloads) for method in methods]
@@ -262,7 +261,7 @@ def write(
         segments=[],
         constant_segment=schema.SubsegmentOffsets(segment_index=0, offsets=[]),
     )
-    named = (NamedDataStore() if constants.store else store).get_named_data_store_output()
+    named = store.get_named_data_store_output()
     file = PTEFile(program=program, mutable_data=None, named_data=named)
     data = serialize_pte_binary(file, extract_delegate_segments=True)
     with path.open("wb") as out:

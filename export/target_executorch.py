@@ -36,9 +36,9 @@ def write_executorch(
     """Write the bundle of `checkpoint` into the empty directory `out`.
 
     `contexts` are shorter lengths than `max_seq_len` that get a program of their own; the weights,
-    which all programs share, then lie apart.
-    `norm_op`: MagicNorm is called as hrm::magic_norm (magic_norm.cpp), not within the delegates.
-    Raises HRMEdgeError for a recipe or sizes that ExecuTorch has no kernels for.
+    which all programs share, then lie apart. `norm_op`: MagicNorm is called as hrm::magic_norm
+    (magic_norm.cpp), not within the delegates. Raises HRMEdgeError for a recipe or sizes that
+    ExecuTorch has no kernels for, and for contexts that are not shorter.
     """
     r = recipe
     if r != Recipe(r.bits, r.group_size, r.head_bits, r.embedding_bits, r.kv_bits):
@@ -61,11 +61,12 @@ def write_executorch(
     parts = _parts(checkpoint, recipe, store, max_seq_len, norm_op)
     manifest = _manifest(checkpoint, recipe, parts, max_seq_len, contexts)
     constants = Constants(store if contexts else None)
+    inside = NamedDataStore() if contexts else store
     with status("write"):
         for length in (*contexts, max_seq_len):
             methods = [forward(parts, constants, "forward", length)]
             metadata = runner_metadata(checkpoint.config, checkpoint.eos_token_ids(), length)
-            write(out / program_name(manifest, length), methods, constants, store, metadata)
+            write(out / program_name(manifest, length), methods, constants, inside, metadata)
         if contexts:
             write_data(out / DATA, store)
     copy_tokenizer(checkpoint.path, out)
