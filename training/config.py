@@ -80,6 +80,7 @@ class QATSettings:
 
     bits: int = 0
     group_size: int = 128
+    distill: bool = True  # learn the starting checkpoint's distributions, not the data's tokens
 
 
 @dataclass(frozen=True)

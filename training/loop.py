@@ -21,7 +21,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.model import HRMText
 
 from .checkpointing import Progress, load_state, save_state, states
-from .config import QATSettings, TrainConfig, check_config, load_config, train_config_like
+from .config import TrainConfig, check_config, load_config, train_config_like
 from .distributed import World, join_world, reshard, shard
 from .evaluate import evaluate
 from .lora import add_lora, merge_lora
@@ -33,7 +33,7 @@ from .plots import plot_run
 from .prepare import Corpus, prepare
 from .qat import add_qat
 from .schedule import bp_passes, learning_rate
-from .weights import load_weights, new_model, save_model
+from .weights import load_model, load_weights, new_model, save_model
 
 
 def train(
@@ -52,6 +52,7 @@ def train(
     config: a TrainConfig, a YAML file or a preset's name. data, valid: JSONL files (see data.py).
     start: a checkpoint directory to fine-tune: its sizes and tokenizer replace those of `config`.
     qat: a group size to train with weights rounded to 4 bits (see qat.py); 0 as the config says.
+        The loss is then that against `start` itself, unless the config's qat.distill is false.
     resume: continue from the newest state under `out`. Raises HRMEdgeError for every user mistake.
     """
     if not isinstance(config, TrainConfig):
@@ -61,14 +62,18 @@ def train(
         config = _to_finetune(config, checkpoint)
     if qat:
         run = replace(config.run, save_dtype="float32")
-        config = replace(config, run=run, qat=QATSettings(bits=4, group_size=qat))
+        config = replace(config, run=run, qat=replace(config.qat, bits=4, group_size=qat))
     check_config(config, "config")
+    distill = config.qat.bits > 0 and config.qat.distill
+    if distill and checkpoint is None:
+        raise HRMEdgeError("qat needs --init CHECKPOINT to learn from, or qat.distill: false")
     with join_world() as world:
         out = Path(out)
         _check_out(out, resume)
         corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)
         model = _model(config, corpus, checkpoint)
-        return Run(config, model, corpus, out, world, resume, quiet).run()
+        teacher = load_model(checkpoint.path) if checkpoint is not None and distill else None
+        return Run(config, model, corpus, out, world, resume, quiet, teacher).run()
 
 
 def _to_finetune(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
@@ -125,11 +130,14 @@ class Run:
         world: World,
         resume: bool = False,
         quiet: bool = False,
+        teacher: HRMText | None = None,
     ) -> None:
         self.config, self.corpus, self.out, self.world = config, corpus, out, world
         _set_up_torch(config.run.threads)
         self.model = model.to(world.device)
-        shard(self.model, world, config.run.precision)
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).to(world.device)
+        for each in filter(None, (self.model, self.teacher)):
+            shard(each, world, config.run.precision)
         if config.run.compile:
             for block in self.model.blocks():
                 block.compile(dynamic=False)
@@ -218,7 +226,7 @@ class Run:
         weight = self.config.optimizer.early_exit
         for micro in _micro_batches(rows, self.config.run.micro_rows):
             with self._autocast():
-                result = outcome(self.model, micro, horizon, early=weight > 0)
+                result = outcome(self.model, micro, horizon, weight > 0, self.teacher)
             loss = result.losses.sum()
             if result.early is not None:
                 loss = loss + weight * result.early.sum()

@@ -1,4 +1,8 @@
-"""The loss: cross-entropy of the supervised next tokens, summed, so that any split adds up."""
+"""The loss: cross-entropy of the supervised next tokens, summed, so that any split adds up.
+
+Against the data's tokens, or against a teacher's distributions over them (distillation, Hinton et
+al., arXiv 1503.02531, at temperature 1).
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,19 +30,26 @@ class Outcome:
 
 
 def outcome(
-    model: HRMText, rows: Rows, bp_passes: int | None = None, early: bool = False
+    model: HRMText,
+    rows: Rows,
+    bp_passes: int | None = None,
+    early: bool = False,
+    teacher: HRMText | None = None,
 ) -> Outcome:
     """Run packed rows and score every supervised position; the head runs on those only.
 
     `early` runs the first H cycle once more, with gradients through all of its passes: the horizon
     of `bp_passes` reaches them late or never, and cutting it elsewhere would change the main loss.
+    With a `teacher` the losses are those against its distributions; hits stay the data's.
     """
     select, mask = rows.select, attention_mask(rows, model.config.prefix_lm)
     targets = rows.targets.flatten()[select]
-    run = partial(model, rows.ids, mask=mask, positions=rows.positions, select=select)
+    inputs = {"mask": mask, "positions": rows.positions, "select": select}
+    run = partial(model, rows.ids, **inputs)
     logits = run(bp_passes=bp_passes)
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
     with torch.no_grad():
         hits = logits.argmax(-1) == targets
-    first = F.cross_entropy(run(h_cycles=1).float(), targets, reduction="none") if early else None
+        expected = targets if teacher is None else teacher(rows.ids, **inputs).float().softmax(-1)
+    losses = F.cross_entropy(logits.float(), expected, reduction="none")
+    first = F.cross_entropy(run(h_cycles=1).float(), expected, reduction="none") if early else None
     return Outcome(select, losses, hits, first)

@@ -4,6 +4,9 @@ The forward sees `fake_quantize(weight)`; the gradient goes straight through to 
 (Bengio et al., arXiv 1308.3432). The grid is export's own (round to nearest, symmetric, searched
 scales), so exporting the trained weights with the same group size gives the codes trained with.
 That needs them saved in float32: rounding to bfloat16 moves weights across the grid's borders.
+
+The starting checkpoint is the teacher: the aim is a model that answers as it does, and its
+distributions say more than the data's tokens, which would train an unfinished model on.
 """
 
 import torch
