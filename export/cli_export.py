@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--head-bits", default=8, show_default=True, help="Of the output head: 4, 8 or 32.")
 @click.option("--embedding-bits", default=4, show_default=True, help="Of the table: 4, 8 or 32.")
 @click.option("--kv-bits", type=int, help="Of the KV cache: 32, 8 (default) or 4; .pte: 32.")
+@click.option("--kv-h-bits", type=int, help="Of the H passes' part of it: 8 with --kv-bits 4.")
 @click.option(
     "--dtype",
     default="fp32",
@@ -72,6 +73,7 @@ def command(
     head_bits: int,
     embedding_bits: int,
     kv_bits: int | None,
+    kv_h_bits: int | None,
     dtype: str,
     method: str,
     rotate: bool,
@@ -113,6 +115,7 @@ def command(
         target_bits,
         calibrate_kv,
         Calibration(calibration, calibration_tokens),
+        kv_h_bits,
     )
     gate = Gate(eval_data, max_kl, min_top1, sources=sources)
     if no_report and gate.demands:

@@ -8,7 +8,7 @@ With data, each slot gets scales of its own: passes share weights and not what t
 cache. K is taken after the rotary embedding, which is how the kernel stores it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +34,16 @@ class CacheScales:
 
 
 class FittedCache(Variant):
-    """Runs the model of `values` and finds each slot's scales.
+    """Runs the model of `values` and finds each slot's scales; `kv_bits` are those of each slot.
 
     K and V are rounded on as they are found, so that later passes see what attention will read.
     """
 
     def __init__(
-        self, config: HRMTextConfig, values: Callable[[str], np.ndarray | None], kv_bits: int
+        self,
+        config: HRMTextConfig,
+        values: Callable[[str], np.ndarray | None],
+        kv_bits: Sequence[int],
     ) -> None:
         self._config, self._values, self._bits = config, values, kv_bits
         self.scales: dict[int, CacheScales] = {}
@@ -52,9 +55,10 @@ class FittedCache(Variant):
         self, name: str, turn: int, k: np.ndarray, v: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         slot = turn * self._config.layers_per_stack + int(name.split(".")[3])
-        found = CacheScales(*(fit(x, self._bits)[:, None, :] for x in (k, v)))
+        bits = self._bits[slot]
+        found = CacheScales(*(fit(x, bits)[:, None, :] for x in (k, v)))
         self.scales[slot] = found
-        return round_cache(k, found.k, self._bits), round_cache(v, found.v, self._bits)
+        return round_cache(k, found.k, bits), round_cache(v, found.v, bits)
 
 
 def fit(x: np.ndarray, bits: int) -> np.ndarray:

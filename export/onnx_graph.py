@@ -2,10 +2,11 @@
 
 One graph serves prefill, decode and the checking of drafts. Inputs are `input_ids` [1, S],
 `attention_mask` [1, past + S] and, for each cache slot N, `past_key_values.N.key` and `.value`
-[1, heads, max_context, head_dim]; outputs are `logits` and `present.N.key`, `.value`, which may be
-the same buffers. The call with past = 0 is the prefix, bidirectional; every later call is causal.
-Activations are float32 or float16, as the weights say; logits are float32 [1, S, V], or of the last
-positions alone if the optional input `logits_to_keep` says how many (0, its default, keeps all).
+[1, heads, max_context, head_dim] (half as wide where two 4-bit values share an element); outputs
+are `logits` and `present.N.key`, `.value`, which may be the same buffers. The call with past = 0 is
+the prefix, bidirectional; every later call is causal. Activations are float32 or float16, as the
+weights say; logits are float32 [1, S, V], or of the last positions alone if the optional input
+`logits_to_keep` says how many (0, its default, keeps all).
 
 Where the model has several H cycles, three more inputs are optional. `h_cycles` [1] says how many
 of them to run; the later ones are `If` branches over the same weights, which runtimes pack once.
@@ -17,6 +18,7 @@ Every RMSNorm of the model follows an addition, so each is one SkipSimplifiedLay
 `magic_norm(x, skip) -> (rms_norm(x + skip), x + skip)`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,8 +43,11 @@ MASKED = -3e4  # float16 holds it
 ACCURACY_INT8 = 4  # MatMulNBits: activations are quantized to int8, block by block
 
 
-def build_model(config: HRMTextConfig, weights: Weights, kv_bits: int) -> ir.Model:
-    """The complete model; `weights.arrays` holds z_L_init, the norm's ones, cos, sin, KV scales."""
+def build_model(config: HRMTextConfig, weights: Weights, kv_bits: Sequence[int]) -> ir.Model:
+    """The complete model; `weights.arrays` holds z_L_init, the norm's ones, cos, sin, KV scales.
+
+    `kv_bits` are those of each cache slot.
+    """
     g = _Graph(config, weights, kv_bits)
     ids = g.input("input_ids", ir.DataType.INT64, [1, "sequence"])
     mask = g.input("attention_mask", ir.DataType.INT64, [1, "total"])
@@ -71,7 +76,7 @@ class _Call:
 class _Graph(Tape):
     """A tape with the model's inputs, outputs and weights at hand."""
 
-    def __init__(self, config: HRMTextConfig, weights: Weights, kv_bits: int) -> None:
+    def __init__(self, config: HRMTextConfig, weights: Weights, kv_bits: Sequence[int]) -> None:
         super().__init__()
         dtype = weights.arrays["ones"].dtype
         assert dtype is not None
@@ -275,18 +280,18 @@ def _attention(g: _Graph, call: _Call, name: str, slot: int, x: ir.Value) -> ir.
 def _grouped_query_attention(
     g: _Graph, call: _Call, name: str, slot: int, qkv: ir.Value
 ) -> ir.Value:
-    config, arrays = g.config, g.weights.arrays
-    width = config.head_dim // 2 if g.kv_bits == 4 else config.head_dim
+    config, arrays, bits = g.config, g.weights.arrays, g.kv_bits[slot]
+    width = config.head_dim // 2 if bits == 4 else config.head_dim
     shape = [1, config.num_attention_heads, "max_context", width]
-    dtype = KV_DTYPES[g.kv_bits]
+    dtype = KV_DTYPES[bits]
     names = [f"{slot}.{part}" for part in ("key", "value")]
     g.past |= {name: g.input(f"past_key_values.{name}", dtype, shape) for name in names}
     past = [g.past[name] for name in names]
     scales, attributes = [], {}
-    if g.kv_bits < 16:
+    if bits < 16:
         scales = [None, *g.weights.caches[slot]]
         attributes = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
-        attributes |= {"kv_cache_bit_width": g.kv_bits}
+        attributes |= {"kv_cache_bit_width": bits}
     lengths = (call.seqlens_k, call.total)
     mixed, key, value = g.op_multi_out(
         "GroupQueryAttention",

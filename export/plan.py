@@ -80,7 +80,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, work: Path | None = None) 
     Raises HRMEdgeError if the recipe quantizes no linear, or no sample can be used.
     """
     if recipe.calibrate_kv is None:
-        usable = recipe.kv_bits == 4 and _can_calibrate(checkpoint, recipe.calibration)
+        coarse = 4 in (recipe.kv_bits, recipe.kv_h_bits)
+        usable = coarse and _can_calibrate(checkpoint, recipe.calibration)
         recipe = replace(recipe, calibrate_kv=usable)
     if not recipe.needs_data:
         return Plan(recipe)
@@ -239,7 +240,8 @@ class _Calibrated:
         for name in (n for step in stages(self.config, GPTQ(stage="model")) for n in step):
             if self.recipe.bits < 16:
                 values.put(name, codes.get(name) or self._round(name, bits.get(name)))
-        fitted = FittedCache(self.config, values, self.recipe.kv_bits)
+        kv_bits = self.config.slot_bits(self.recipe.kv_bits, self.recipe.kv_h_bits)
+        fitted = FittedCache(self.config, values, kv_bits)
         batch = self.batch
         if not is_small(self.config):
             batch = Batch.of(next(batches(self.samples, FIT_TOKENS)), self.config.prefix_lm)

@@ -92,9 +92,10 @@ class Recipe:
     `group_size` weights along a row share a scale. `dtype`, fp32 or fp16, is that of activations,
     scales, and whatever is not quantized. `rotate` turns the residual stream by a Hadamard matrix
     first, which changes nothing but how well weights round. `target_bits` above `bits` gives 8 bits
-    to the linears that need them most. `calibrate_kv` fits the KV cache's scales to the calibration
-    samples (None: those of 4 bits, if the checkpoint has a tokenizer to read samples with). Raises
-    HRMEdgeError for any other value.
+    to the linears that need them most. `kv_h_bits`, 4 or 8, are those of the H passes' part of the
+    KV cache, where they are not `kv_bits`. `calibrate_kv` fits the cache's scales to the
+    calibration samples (None: with 4 bits, if the checkpoint has a tokenizer to read samples with).
+    Raises HRMEdgeError for any other value.
     """
 
     bits: int = 4
@@ -108,6 +109,7 @@ class Recipe:
     target_bits: float | None = None
     calibrate_kv: bool | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    kv_h_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -126,6 +128,13 @@ class Recipe:
             )
         if self.target_bits is not None and not self.bits <= self.target_bits <= 8:
             raise HRMEdgeError(f"target_bits is {self.target_bits}, expected {self.bits} to 8")
+        if self.kv_h_bits is not None:
+            _one_of("kv_h_bits", self.kv_h_bits, (4, 8))
+            if self.kv_bits >= 16:
+                raise HRMEdgeError(
+                    f"kv_h_bits is {self.kv_h_bits}, but kv_bits is {self.kv_bits}, so the KV "
+                    "cache is not quantized; use kv_bits 4"
+                )
 
     @property
     def numpy_dtype(self) -> str:

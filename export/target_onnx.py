@@ -36,7 +36,8 @@ def write_onnx(checkpoint: Checkpoint, out: Path, *, plan: Plan, max_seq_len: in
         raise HRMEdgeError(f"head_dim is {config.head_dim}; the ONNX target needs a multiple of 8")
     with WeightFile(out / DATA, recipe.numpy_dtype) as file:
         weights = _store(checkpoint, file, plan, max_seq_len)
-    ir.save(build_model(config, weights, recipe.kv_bits), out / MODEL)
+    kv_bits = config.slot_bits(recipe.kv_bits, recipe.kv_h_bits)
+    ir.save(build_model(config, weights, kv_bits), out / MODEL)
     copy_tokenizer(checkpoint.path, out)
     genai = json.dumps(genai_config(config, checkpoint.eos_token_ids(), max_seq_len), indent=2)
     (out / "genai_config.json").write_text(genai + "\n")
@@ -54,7 +55,7 @@ def write_onnx(checkpoint: Checkpoint, out: Path, *, plan: Plan, max_seq_len: in
             rotated=recipe.rotate,
             mean_bits=plan.mean_bits(config),
         ),
-        kv_cache=KVCache.of(config, recipe.kv_bits),
+        kv_cache=KVCache.of(config, recipe.kv_bits, recipe.kv_h_bits),
         max_seq_len=max_seq_len,
         eos_token_ids=checkpoint.eos_token_ids(),
         files=describe_files(out),
@@ -95,7 +96,8 @@ def _cache_scales(
     ]
     if plan.caches:
         return {slot: _pair(file, str(slot), plan.caches[slot]) for slot in slots}
-    shared = CacheScales(*kv_scales(config, gqkv, plan.recipe.kv_bits))
+    bits = config.slot_bits(plan.recipe.kv_bits, plan.recipe.kv_h_bits)[slots[0]]
+    shared = CacheScales(*kv_scales(config, gqkv, bits))
     return dict.fromkeys(slots, _pair(file, name, shared))
 
 

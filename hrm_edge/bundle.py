@@ -48,19 +48,23 @@ class Quantization:
 
 @dataclass(frozen=True)
 class KVCache:
-    """The cache that a session allocates: `slots` K,V pairs of [heads, max_context, head_dim]."""
+    """The cache that a session allocates: `slots` K,V pairs of [heads, max_context, head_dim].
+
+    Those of the H passes have values of `h_bits`, if that is not None.
+    """
 
     bits: int
     dtype: str  # of a stored element: float32, float16, int8, or uint8 holding two 4-bit values
     slots: int
     bytes_per_token: int
+    h_bits: int | None = None
 
     @classmethod
-    def of(cls, config: HRMTextConfig, bits: int) -> "KVCache":
+    def of(cls, config: HRMTextConfig, bits: int, h_bits: int | None = None) -> "KVCache":
         """The cache of `config` with values of 32, 16, 8 or 4 bits."""
         dtype = {32: "float32", 16: "float16", 8: "int8", 4: "uint8"}[bits]
-        values = 2 * config.cache_slots * config.attention_size
-        return cls(bits, dtype, config.cache_slots, values * bits // 8)
+        size = 2 * config.attention_size * sum(config.slot_bits(bits, h_bits)) // 8
+        return cls(bits, dtype, config.cache_slots, size, h_bits)
 
 
 @dataclass(frozen=True)

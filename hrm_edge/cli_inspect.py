@@ -32,11 +32,16 @@ def _bundle(path: Path, verify: bool) -> dict[str, Any]:
         "quantization": asdict(manifest.quantization),
         "max_seq_len": manifest.max_seq_len,
         "weight_bytes_per_token": weight_bytes_per_token(manifest.model, manifest.quantization),
-        "kv_cache": {"bits": manifest.kv_cache.bits, "slots": manifest.kv_cache.slots},
+        "kv_cache": _kv_cache(manifest.kv_cache),
         "kv_bytes_per_token": manifest.kv_cache.bytes_per_token,
         "files": {name: file.size for name, file in manifest.files.items()},
         "made_by": dict(manifest.made_by),
     }
+
+
+def _kv_cache(cache: KVCache) -> dict[str, int]:
+    h_bits = {} if cache.h_bits is None else {"h_bits": cache.h_bits}
+    return {"bits": cache.bits} | h_bits | {"slots": cache.slots}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

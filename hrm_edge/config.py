@@ -59,6 +59,11 @@ class HRMTextConfig:
         """The KV cache slot of `layer` in pass `inner` of H cycle `h` (the H pass is L_cycles)."""
         return (h * (self.L_cycles + 1) + inner) * self.layers_per_stack + layer
 
+    def slot_bits(self, bits: int, h_bits: int | None = None) -> tuple[int, ...]:
+        """Bits of each KV cache slot: `bits`, or `h_bits` (None: `bits` too) in an H pass."""
+        of_stack = {"L": bits, "H": bits if h_bits is None else h_bits}
+        return tuple(of_stack[s] for s in self.passes for _ in range(self.layers_per_stack))
+
     @property
     def layer_parameters(self) -> int:
         """Parameters of one block: gate, q, k, v, o and the three projections of the MLP."""

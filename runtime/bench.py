@@ -58,6 +58,7 @@ class Result:
     bits: int
     group_size: int
     kv_bits: int
+    kv_h_bits: int | None
     h_cycles: int
     provider: str
     n_threads: int
@@ -108,6 +109,7 @@ class Bench:
             "bits": manifest.quantization.bits,
             "group_size": manifest.quantization.group_size,
             "kv_bits": manifest.kv_cache.bits,
+            "kv_h_bits": manifest.kv_cache.h_bits,
             "h_cycles": h_cycles or manifest.model.H_cycles,
             "provider": provider,
             "n_threads": threads or default_threads() or 0,
@@ -190,7 +192,9 @@ def as_markdown(results: Sequence[Result]) -> str:
 
 
 def _identity(r: Result) -> list[str]:
-    name = f"{r.model} int{r.bits} kv{r.kv_bits}" if r.bits < 16 else f"{r.model} kv{r.kv_bits}"
+    weights = f" int{r.bits}" if r.bits < 16 else ""
+    in_h = "" if r.kv_h_bits is None else f"h{r.kv_h_bits}"
+    name = f"{r.model}{weights} kv{r.kv_bits}{in_h}"
     size, parameters = f"{r.model_size / 2**20:.2f} MiB", f"{r.model_n_params / 1e6:.2f} M"
     backend = "onnxruntime" if r.provider == "cpu" else f"onnxruntime {r.provider}"
     return [name, size, parameters, backend, str(r.n_threads or "auto")]

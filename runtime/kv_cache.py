@@ -1,122 +1,147 @@
-"""The KV buffers of a session, bound once as the graph's past and present: written in place."""
+"""The KV buffers of a session, bound once as the graph's past and present: written in place.
+
+What they are like, the graph says: the type and the shape of each of its `past_key_values` inputs.
+"""
 
 import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import onnxruntime as ort
 
-from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
 
 from . import providers
 
+PAST, PRESENT = "past_key_values.", "present."
+
 
 class KVBuffers(Protocol):
-    """Buffers [2 * slots, heads, max_context, width]; key and value of each slot in turn."""
+    """A buffer [heads, max_context, width] for the keys and one for the values of each slot."""
 
     def bind(self, binding: ort.IOBinding) -> None:
         """Make them the past and the present of `binding`."""
         ...
 
     def read(self, tokens: int) -> np.ndarray:
-        """What the first `tokens` left, [2 * slots, heads, tokens, width]; maybe a view."""
+        """What the first `tokens` left in all buffers, one after the other: uint8 [bytes]."""
         ...
 
-    def write(self, cache: np.ndarray) -> None:
-        """Take over what `read` gave."""
+    def write(self, cache: np.ndarray, tokens: int) -> None:
+        """Take over what `read(tokens)` gave."""
         ...
 
 
-def kv_buffers(manifest: Manifest, max_context: int, provider: str) -> KVBuffers:
-    """Buffers for `max_context` tokens in the memory that `provider` works in.
+@dataclass(frozen=True)
+class Layout:
+    """Of one buffer: `name` is "<slot>.key" or "<slot>.value"."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, int, int, int]  # [1, heads, max_context, width]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def kv_buffers(session: ort.InferenceSession, max_context: int, provider: str) -> KVBuffers:
+    """Buffers of `max_context` tokens for `session`, in the memory that `provider` works in.
 
     Raises HRMEdgeError if they cannot be had.
     """
+    layouts = [
+        _layout(value, max_context) for value in session.get_inputs() if value.name.startswith(PAST)
+    ]
     device = providers.device(provider)
-    if device == "cpu":
-        return HostBuffers(manifest, max_context)
-    return DeviceBuffers(manifest, max_context, device)
+    try:
+        return HostBuffers(layouts) if device == "cpu" else DeviceBuffers(layouts, device)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        size = sum(layout.size for layout in layouts) / 2**30
+        raise HRMEdgeError(
+            f"a KV cache for {max_context} tokens takes {size:.1f} GiB, more than can be had "
+            f"({str(error).splitlines()[0]}); use a smaller max_context"
+        ) from None
 
 
-def _shape(manifest: Manifest, max_context: int) -> tuple[int, int, int, int]:
-    """Of one buffer: [1, heads, max_context, width]; two 4-bit values share an element."""
-    model = manifest.model
-    width = model.head_dim // 2 if manifest.kv_cache.bits == 4 else model.head_dim
-    return 1, model.num_attention_heads, max_context, width
-
-
-def _names(manifest: Manifest) -> list[str]:
-    slots = range(manifest.kv_cache.slots)
-    return [f"{slot}.{part}" for slot in slots for part in ("key", "value")]
-
-
-def _too_large(manifest: Manifest, max_context: int, error: Exception) -> HRMEdgeError:
-    size = max_context * manifest.kv_cache.bytes_per_token / 2**30
-    return HRMEdgeError(
-        f"a KV cache for {max_context} tokens takes {size:.1f} GiB, more than can be had "
-        f"({str(error).splitlines()[0]}); use a smaller max_context"
-    )
+def _layout(value: ort.NodeArg, max_context: int) -> Layout:
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    dtype = np.dtype({"float": "float32"}.get(kind, kind))
+    one, heads, _, width = value.shape
+    return Layout(value.name.removeprefix(PAST), dtype, (one, heads, max_context, width))
 
 
 class HostBuffers:
     """One anonymous mapping, whose pages the system commits when they are first written."""
 
-    def __init__(self, manifest: Manifest, max_context: int) -> None:
-        self._names, self._shape = _names(manifest), _shape(manifest, max_context)
-        self._dtype = np.dtype(manifest.kv_cache.dtype)
-        each = int(np.prod(self._shape)) * self._dtype.itemsize
-        try:
-            self._memory = mmap.mmap(-1, len(self._names) * each)
-        except (OSError, OverflowError) as error:
-            raise _too_large(manifest, max_context, error) from None
-        flat = np.frombuffer(self._memory, np.uint8).view(self._dtype)
-        self._view = flat.reshape(len(self._names), *self._shape[1:])
+    def __init__(self, layouts: Sequence[Layout]) -> None:
+        self._layouts = layouts
+        memory, start = mmap.mmap(-1, sum(layout.size for layout in layouts)), 0
+        self._buffers: list[np.ndarray] = []
+        for layout in layouts:
+            flat = np.frombuffer(memory, np.uint8, layout.size, start)
+            self._buffers.append(flat.view(layout.dtype).reshape(layout.shape))
+            start += layout.size
 
     def bind(self, binding: ort.IOBinding) -> None:
         """As KVBuffers says."""
-        for name, array in zip(self._names, self._view, strict=True):
-            buffer = ("cpu", 0, self._dtype, self._shape, array.ctypes.data)
-            binding.bind_input(f"past_key_values.{name}", *buffer)
-            binding.bind_output(f"present.{name}", *buffer)
+        for layout, array in zip(self._layouts, self._buffers, strict=True):
+            buffer = ("cpu", 0, layout.dtype, layout.shape, array.ctypes.data)
+            binding.bind_input(PAST + layout.name, *buffer)
+            binding.bind_output(PRESENT + layout.name, *buffer)
 
     def read(self, tokens: int) -> np.ndarray:
-        """As KVBuffers says; a view."""
-        return self._view[:, :, :tokens]
-
-    def write(self, cache: np.ndarray) -> None:
         """As KVBuffers says."""
-        room = self.read(cache.shape[2])
-        assert (cache.shape, cache.dtype) == (room.shape, room.dtype), (cache.shape, room.shape)
-        room[:] = cache
+        return _joined([array[:, :, :tokens] for array in self._buffers])
+
+    def write(self, cache: np.ndarray, tokens: int) -> None:
+        """As KVBuffers says."""
+        for array, part in zip(self._buffers, _parts(cache, self._layouts, tokens), strict=True):
+            array[:, :, :tokens] = part
 
 
 class DeviceBuffers:
     """OrtValues in the memory of a device, where they stay from call to call."""
 
-    def __init__(self, manifest: Manifest, max_context: int, device: str) -> None:
-        shape, dtype = _shape(manifest, max_context), np.dtype(manifest.kv_cache.dtype)
-        try:
-            self._values = {
-                name: ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
-                for name in _names(manifest)
-            }
-        except Exception as error:  # onnxruntime's exceptions share no public base
-            raise _too_large(manifest, max_context, error) from None
+    def __init__(self, layouts: Sequence[Layout], device: str) -> None:
+        self._layouts = layouts
+        self._values = [
+            ort.OrtValue.ortvalue_from_shape_and_type(layout.shape, layout.dtype, device, 0)
+            for layout in layouts
+        ]
 
     def bind(self, binding: ort.IOBinding) -> None:
         """As KVBuffers says."""
-        for name, value in self._values.items():
-            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-            binding.bind_ortvalue_output(f"present.{name}", value)
+        for layout, value in zip(self._layouts, self._values, strict=True):
+            binding.bind_ortvalue_input(PAST + layout.name, value)
+            binding.bind_ortvalue_output(PRESENT + layout.name, value)
 
     def read(self, tokens: int) -> np.ndarray:
-        """As KVBuffers says; a copy."""
-        return np.concatenate([value.numpy()[:, :, :tokens] for value in self._values.values()])
-
-    def write(self, cache: np.ndarray) -> None:
         """As KVBuffers says."""
-        for value, part in zip(self._values.values(), cache, strict=True):
+        return _joined([value.numpy()[:, :, :tokens] for value in self._values])
+
+    def write(self, cache: np.ndarray, tokens: int) -> None:
+        """As KVBuffers says."""
+        for value, part in zip(self._values, _parts(cache, self._layouts, tokens), strict=True):
             whole = value.numpy().copy()
-            whole[0, :, : cache.shape[2]] = part
+            whole[:, :, :tokens] = part
             value.update_inplace(whole)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The bytes of all `parts`, [bytes]."""
+    return np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts])
+
+
+def _parts(cache: np.ndarray, layouts: Sequence[Layout], tokens: int) -> list[np.ndarray]:
+    """The buffers' first `tokens`, [1, heads, tokens, width] each, out of what `_joined` gave."""
+    sizes = [layout.size // layout.shape[2] * tokens for layout in layouts]
+    assert cache.size == sum(sizes), (cache.size, sum(sizes))
+    flat = np.split(cache, np.cumsum(sizes)[:-1])
+    return [
+        part.view(layout.dtype).reshape(*layout.shape[:2], tokens, layout.shape[3])
+        for part, layout in zip(flat, layouts, strict=True)
+    ]

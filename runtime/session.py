@@ -43,7 +43,7 @@ class Session(Protocol):
         ...
 
     def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
-        """The prefix's last logits [V] and its cache [2 * slots, heads, tokens, width]."""
+        """The prefix's last logits [V] and the bytes of its cache, uint8 [n]."""
         ...
 
     def set_prefix_state(self, prefix: list[int], logits: np.ndarray, cache: np.ndarray) -> None:

@@ -61,7 +61,7 @@ class OnnxSession:
                 f"{path}: its graph always runs all {manifest.model.H_cycles} H cycles, not "
                 f"{self.h_cycles}; export the checkpoint again"
             )
-        self._cache = kv_buffers(manifest, max_context, provider)
+        self._cache = kv_buffers(self._session, max_context, provider)
         self._binding, self._drafting = self._bound(), self._bound()
         dtype = manifest.quantization.dtype
         self._drafted = _Drafted([], [np.empty((0, manifest.model.hidden_size), dtype)] * 2)
@@ -115,13 +115,12 @@ class OnnxSession:
         return logits
 
     def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
-        """The prefix's last logits [V] and its cache [2 * slots, heads, tokens, width]."""
+        """The prefix's last logits [V] and the bytes of its cache, uint8 [n]."""
         return self._prefix_logits, self._cache.read(len(self.prefix))
 
     def set_prefix_state(self, prefix: list[int], logits: np.ndarray, cache: np.ndarray) -> None:
         """Take over what `prefix_state` gave, as if `prefix` had just been read."""
-        assert cache.shape[2] == len(prefix), (cache.shape, len(prefix))
-        self._cache.write(cache)
+        self._cache.write(cache, len(prefix))
         self.prefix, self._prefix_logits = list(prefix), logits
         self._move_to(len(prefix))
 

@@ -1,15 +1,16 @@
 """A prefix and its KV cache in a file, so that a long prompt need not be read twice.
 
-Format 1: a line of JSON (what it belongs to, the prefix, sizes), float32 logits of its last token,
-then the cache [2 * slots, heads, tokens, width], C-contiguous. The bundle's hashes, the cache's
-layout and a checksum are compared before anything is taken over. What follows the prefix is not
-kept: the next turn's prefix is read in both directions, so the cache of an answer is of no use.
+Format 2: a line of JSON (what it belongs to, the prefix, a checksum), float32 logits of its last
+token, then the cache: [heads, tokens, width] of each buffer in turn. The bundle's hashes, the
+cache's layout and the checksum are compared before anything is taken over. What follows the prefix
+is not kept: the next turn's prefix is read in both directions, so an answer's cache is of no use.
 """
 
 import hashlib
 import json
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,22 +22,19 @@ from hrm_edge.files import writing
 
 from .session import Session
 
-KIND, VERSION = "hrm-edge prefix", 1
+KIND, VERSION = "hrm-edge prefix", 2
 
 
 def save(path: Path, session: Session, manifest: Manifest) -> None:
     """Write what `session` holds of its prefix to `path`, replacing it as a whole."""
     if not session.prefix:
         raise HRMEdgeError(f"{path}: there is no prompt to save yet")
-    logits, cache = session.prefix_state()
-    parts = [np.ascontiguousarray(part) for part in (logits, cache)]
+    parts = session.prefix_state()
     header = {
         "kind": KIND,
         "version": VERSION,
         "bundle": _identity(manifest),
         "prefix": session.prefix,
-        "dtype": str(cache.dtype),
-        "shape": cache.shape,
         "crc32": _checksum(parts),
     }
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
@@ -44,7 +42,7 @@ def save(path: Path, session: Session, manifest: Manifest) -> None:
         with partial.open("wb") as file:
             file.write(json.dumps(header).encode() + b"\n")
             for part in parts:
-                file.write(part.reshape(-1).view(np.uint8).data)
+                file.write(part.data)
         partial.replace(path)
 
 
@@ -54,19 +52,18 @@ def restore(path: Path, session: Session, manifest: Manifest) -> None:
         with path.open("rb") as file:
             header = _header(path, file, manifest)
             logits = np.frombuffer(file.read(4 * manifest.model.vocab_size), np.float32)
-            cache = np.frombuffer(file.read(), header["dtype"])
+            cache = np.frombuffer(file.read(), np.uint8)
     except OSError as error:
         raise HRMEdgeError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         raise _damaged(path) from None
-    shape = tuple(header["shape"])
-    if cache.size != np.prod(shape) or _checksum([logits, cache]) != header["crc32"]:
+    if _checksum((logits, cache)) != header["crc32"]:
         raise _damaged(path)
     if len(header["prefix"]) >= session.max_context:
         raise HRMEdgeError(
             f"{path}: holds {len(header['prefix'])} tokens, max_context is {session.max_context}"
         )
-    session.set_prefix_state(header["prefix"], logits, cache.reshape(shape))
+    session.set_prefix_state(header["prefix"], logits, cache)
 
 
 def _header(path: Path, file: BinaryIO, manifest: Manifest) -> dict:
@@ -95,8 +92,8 @@ def _identity(manifest: Manifest) -> str:
     return hashlib.sha256("\n".join([*hashes, repr(manifest.kv_cache)]).encode()).hexdigest()
 
 
-def _checksum(parts: list[np.ndarray]) -> int:
+def _checksum(parts: Sequence[np.ndarray]) -> int:
     value = 0
     for part in parts:
-        value = zlib.crc32(part.reshape(-1).view(np.uint8).data, value)
+        value = zlib.crc32(part.data, value)
     return value

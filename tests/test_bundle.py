@@ -36,6 +36,7 @@ def test_the_cache_of_the_published_model_is_as_large_as_published() -> None:
     config = HRMTextConfig(65536, 1536, 4096, 16, 12, 128, 2, 3, 4096, 39.0, 0.0255)
     sizes = {bits: KVCache.of(config, bits).bytes_per_token for bits in (32, 8, 4)}
     assert sizes == {32: 1_572_864, 8: 393_216, 4: 196_608}
+    assert KVCache.of(config, 4, 8).bytes_per_token == 196_608 * 5 // 4  # a quarter are of H passes
 
 
 def test_a_missing_file_is_named(bundle: Path) -> None:

@@ -86,6 +86,8 @@ def test_nothing_but_logits_and_kv_scales_is_float32(
             "kv_bits is 32, expected one of 4, 8, 16 with dtype fp16",
         ),
         ({"kv_bits": 16}, "kv_bits is 16, expected one of 4, 8, 32 with dtype fp32"),
+        ({"kv_bits": 4, "kv_h_bits": 6}, "kv_h_bits is 6, expected one of 4, 8"),
+        ({"kv_bits": 32, "kv_h_bits": 8}, "kv_h_bits is 8, but kv_bits is 32"),
     ],
 )
 def test_a_recipe_that_no_kernel_takes_is_refused(options: dict, message: str) -> None:

@@ -327,13 +327,14 @@ def test_methods_have_names() -> None:
         assert Recipe(method=named_method(name)).method_name == name
 
 
-def test_a_fitted_cache_beats_one_from_the_weights(tmp_path: Path) -> None:
+def test_a_fitted_cache_beats_one_from_the_weights_and_a_finer_one_both(tmp_path: Path) -> None:
     questions, lines = tmp_path / "questions.jsonl", (SHIPPED / "questions.jsonl").read_text()
     questions.write_text("\n".join(lines.splitlines()[::60]) + "\n")
     exact = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=4)
-    found = []
-    for recipe in (replace(exact, calibrate_kv=False), exact):  # which fits 4 bits by default
+    found, finer = [], replace(exact, kv_h_bits=8)
+    for recipe in (replace(exact, calibrate_kv=False), exact, finer):
         gate = Gate(questions, tokens=1000)
         bundle = export(SHIPPED, tmp_path / f"{len(found)}", recipe=recipe, gate=gate)
         found.append(bundle.manifest.quality["bundle"]["kl_mean"])
     assert found[1] < 0.7 * found[0]
+    assert found[2] < 0.6 * found[1]

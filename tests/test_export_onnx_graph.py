@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +92,15 @@ def test_int4_logits_are_those_of_the_dequantized_weights(tmp_path: Path) -> Non
     assert np.abs(got - expected).max() / np.abs(expected).max() < 0.05
 
 
-@pytest.mark.parametrize(("kv_bits", "error"), [(8, 0.03), (4, 0.3)])
-def test_a_quantized_cache_stays_close(tmp_path: Path, kv_bits: int, error: float) -> None:
+@pytest.mark.parametrize(
+    ("kv_bits", "kv_h_bits", "error"), [(8, None, 0.03), (4, None, 0.3), (4, 8, 0.2)]
+)
+def test_a_quantized_cache_stays_close(
+    tmp_path: Path, kv_bits: int, kv_h_bits: int | None, error: float
+) -> None:
     path = write_model(tmp_path / "model", SHAPE)
-    recipes = [Recipe(32, 128, 32, 32, bits) for bits in (32, kv_bits)]
+    exact32 = Recipe(32, 128, 32, 32, 32)
+    recipes = [exact32, replace(exact32, kv_bits=kv_bits, kv_h_bits=kv_h_bits)]
     exact, coarse = (
         open_session(export(path, tmp_path / str(i), recipe=recipe), 1, None)
         for i, recipe in enumerate(recipes)

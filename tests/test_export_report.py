@@ -13,7 +13,7 @@ from benchmarks.hrm_tiny_release import SHIPPED
 from hrm_edge.bundle import Bundle
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
 from hrm_edge.export.error_plot import residual_errors
 from hrm_edge.export.figures import Tally
 from hrm_edge.export.forward import Batch, Variant
@@ -50,11 +50,14 @@ def test_the_numpy_model_equals_transformers(tmp_path: Path, tied: bool) -> None
     assert np.abs(logits - found).max() < 1e-5 * np.abs(found).max()
 
 
-@pytest.mark.parametrize("kv_bits", [8, 4])
-def test_all_sources_together_are_the_bundle(tmp_path: Path, kv_bits: int) -> None:
+@pytest.mark.parametrize(("kv_bits", "kv_h_bits"), [(8, None), (4, None), (4, 8)])
+def test_all_sources_together_are_the_bundle(
+    tmp_path: Path, kv_bits: int, kv_h_bits: int | None
+) -> None:
     """Emulating every rounding gives what ONNX Runtime computes."""
     path = write_model(tmp_path / "m", Shape(layers=2, intermediate=160))
-    bundle = export(path, tmp_path / "b", kv_bits=kv_bits, group_size=32, gate=None)
+    recipe = Recipe(group_size=32, kv_bits=kv_bits, kv_h_bits=kv_h_bits)
+    bundle = export(path, tmp_path / "b", recipe=recipe, gate=None)
     checkpoint, samples = Checkpoint.open(path), random_samples(6)
     stored = StoredModel(bundle.path / "model.onnx", checkpoint.config)
     variants = [Variant(), Source(stored, *SOURCES)]

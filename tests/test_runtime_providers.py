@@ -1,6 +1,6 @@
 """Execution providers: the names that are taken, the ones that are refused, and KV on a device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import kv_cache, load, providers, store
 from hrm_edge.runtime.session import open_session
 from hrm_edge.runtime.session_onnx import OnnxSession
@@ -81,12 +81,20 @@ def test_cuda_takes_only_what_its_attention_kernel_does(
             providers.check("cuda", manifest)
 
 
-@pytest.mark.parametrize("options", [{}, {"kv_bits": 4}, {"dtype": "fp16", "kv_bits": 16}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(kv_bits=4),
+        Recipe(kv_bits=4, kv_h_bits=8),
+        Recipe(dtype="fp16", kv_bits=16),
+    ],
+)
 def test_buffers_on_a_device_hold_what_those_of_the_host_do(
-    shared_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
+    shared_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
 ) -> None:
     """The device is the CPU here: all but the memory itself is as with another one."""
-    bundle = export(shared_checkpoint, tmp_path / "bundle", **options)
+    bundle = export(shared_checkpoint, tmp_path / "bundle", recipe=recipe)
     host = open_session(bundle, 1, 64)
     device = on_device(monkeypatch, bundle)
     ids = list(range(20, 50))
@@ -114,8 +122,9 @@ def test_a_prefix_moves_from_file_to_device(
 def on_device(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> OnnxSession:
     """A session whose buffers are OrtValues of the device "cpu"."""
 
-    def buffers(manifest, max_context: int, provider: str) -> kv_cache.KVBuffers:
-        return kv_cache.DeviceBuffers(manifest, max_context, "cpu")
+    def buffers(layouts: Sequence[kv_cache.Layout]) -> kv_cache.KVBuffers:
+        return kv_cache.DeviceBuffers(layouts, "cpu")
 
-    monkeypatch.setattr("hrm_edge.runtime.session_onnx.kv_buffers", buffers)
-    return OnnxSession(bundle.path, bundle.manifest, 64, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_cache, "HostBuffers", buffers)
+        return OnnxSession(bundle.path, bundle.manifest, 64, 1)

@@ -12,7 +12,7 @@ import pytest
 from hrm_edge import memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import Model, fit, load
 from tiny_models import Shape, write_model
 
@@ -31,11 +31,16 @@ def saved(model: Model, tmp_path: Path) -> Path:
     return tmp_path / "prefix.kv"
 
 
-@pytest.mark.parametrize("kv_bits", [32, 8, 4])
+@pytest.mark.parametrize(("kv_bits", "kv_h_bits"), [(32, None), (8, None), (4, None), (4, 8)])
 def test_a_restored_prefix_answers_alike_without_a_prefill(
-    shared_checkpoint: Path, tmp_path: Path, kv_bits: int, monkeypatch: pytest.MonkeyPatch
+    shared_checkpoint: Path,
+    tmp_path: Path,
+    kv_bits: int,
+    kv_h_bits: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bundle = export(shared_checkpoint, tmp_path / "b", kv_bits=kv_bits).path
+    recipe = Recipe(kv_bits=kv_bits, kv_h_bits=kv_h_bits)
+    bundle = export(shared_checkpoint, tmp_path / "b", recipe=recipe).path
     first = load(bundle, threads=1, max_context=90)
     expected = first.generate(QUESTION, max_tokens=20)
     first.save_prefix(tmp_path / "prefix.kv")
@@ -73,7 +78,7 @@ def test_a_damaged_file_is_refused_and_changes_nothing(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 1', '"version": 2', "of version 2, not 1"),
+        ('"version": 2', '"version": 1', "of version 1, not 2"),
         ("hrm-edge prefix", "somebody else's", "not a saved prefix"),
         ('"bundle": "', '"bundle": "0', "made with another bundle"),
     ],
@@ -141,4 +146,4 @@ def test_what_fits_is_told_or_refused(shared_bundle: Path, monkeypatch) -> None:
 
 def test_the_header_is_readable(saved: Path) -> None:
     header = json.loads(saved.read_bytes().split(b"\n", 1)[0])
-    assert header["version"] == 1 and header["prefix"][0] == 6
+    assert header["version"] == 2 and header["prefix"][0] == 6

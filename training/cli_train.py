@@ -13,7 +13,7 @@ import click
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="The run's directory."
 )
 @click.option("--init", type=click.Path(path_type=Path), help="Checkpoint to fine-tune.")
-@click.option("--qat", is_flag=True, help="Learn what --init answers, with weights rounded to 4 bits.")
+@click.option("--qat", is_flag=True, help="Learn what --init answers, with 4-bit weights.")
 @click.option("--qat-group-size", default=128, show_default=True, help="The export's group size.")
 @click.option("--resume", is_flag=True, help="Continue from the newest state under --out.")
 @click.option("--quiet", is_flag=True, help="Print only the checkpoint's path.")
