@@ -15,6 +15,7 @@ from browsing import SOFTWARE_WEBGPU, chromium, static_server
 from playwright.sync_api import Browser, Page, expect
 
 from hrm_edge.export import export
+from hrm_edge.runtime import load
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "web_demo"
@@ -45,7 +46,7 @@ def packages() -> None:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """hrm-tiny in int4, by the bits of its KV cache."""
     out, tiny = tmp_path_factory.mktemp("tiny"), ROOT / "hrm_edge" / "data" / "hrm_tiny"
-    return {str(b): export(tiny, out / f"kv{b}", kv_bits=b).path for b in (32, 8)}
+    return {str(b): export(tiny, out / f"kv{b}", kv_bits=b).path for b in (32, 8, 4)}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,22 @@ def test_node_gives_the_golden_vectors(bundles: dict[str, Path], bits: str) -> N
 
 def test_node_with_the_webs_runtime_gives_the_same(bundles: dict[str, Path]) -> None:
     assert answers_of_node(bundles["8"], VECTORS[:5], wasm=True) == expected("8")[:5]
+
+
+@pytest.mark.parametrize("bits", ["4"])
+def test_node_gives_the_python_runtimes_answers_with_other_caches(
+    bundles: dict[str, Path], bits: str
+) -> None:
+    """Made on this machine: at 4 bits, answers of different processors may differ."""
+    model, most = load(bundles[bits], threads=1), GOLDEN["max_tokens"]
+    answers = [
+        model.generate(v["prompt"], condition=v["condition"], max_tokens=most) for v in VECTORS
+    ]
+    known = [
+        {"ids": v["ids"], "tokens": [*a.tokens]} for v, a in zip(VECTORS, answers, strict=True)
+    ]
+    assert answers_of_node(bundles[bits], VECTORS, wasm=False) == known
+    assert answers_of_node(bundles[bits], VECTORS[:5], wasm=True) == known[:5]
 
 
 def answers_of_node(bundle: Path, vectors: list[dict[str, Any]], wasm: bool) -> Any:
@@ -373,6 +390,15 @@ def test_mistakes_are_one_clear_line(bundles: dict[str, Path], call: str, messag
     """
     told = node(code)
     assert told.startswith("true ") and message in told and told.count("\n") == 1
+
+
+def test_a_bundle_in_float16_is_refused(tmp_path: Path) -> None:
+    tiny = ROOT / "hrm_edge" / "data" / "hrm_tiny"
+    bundle = export(tiny, tmp_path / "half", kv_bits=16, dtype="fp16", gate=None).path
+    command = ["node", DEMO / "node.mjs", bundle, "Hello"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    told = "computes in float16; export with --dtype fp32 for this"
+    assert (done.returncode, done.stderr) == (1, f"Error: {bundle}: {told}\n")
 
 
 def test_the_command_for_node(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -64,8 +64,7 @@ function parseManifest(source, bytes) {
   if (manifest.target !== "onnx") {
     throw new HRMEdgeError(`${source.name}: target is ${manifest.target}; export with -t onnx`);
   }
-  const dtypes = [manifest.quantization.dtype ?? "float32", manifest.kv_cache.dtype];
-  if (dtypes.includes("float16")) {
+  if (manifest.quantization.dtype === "float16") {
     throw new HRMEdgeError(
       `${source.name}: computes in float16; export with --dtype fp32 for this`,
     );

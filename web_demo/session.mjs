@@ -8,6 +8,7 @@
  */
 import { HRMEdgeError } from "./errors.mjs";
 
+const PAST = "past_key_values.";
 const ARRAYS = { float32: Float32Array, int8: Int8Array, uint8: Uint8Array };
 
 export class Session {
@@ -44,18 +45,14 @@ export class Session {
     return this.#run([id]);
   }
 
+  /** Tensors as the graph's inputs ask for them, by slot and part: slots may differ in bits. */
   #emptyCache() {
-    const { model, kv_cache } = this.manifest;
-    const width = kv_cache.bits === 4 ? model.head_dim / 2 : model.head_dim;
-    const shape = [1, model.num_attention_heads, this.capacity, width];
-    const size = shape.reduce((a, b) => a * b);
-    const tensor = () =>
-      new this.ort.Tensor(kv_cache.dtype, new ARRAYS[kv_cache.dtype](size), shape);
-    const parts = [];
-    for (let slot = 0; slot < kv_cache.slots; slot++) {
-      for (const part of ["key", "value"]) parts.push([`${slot}.${part}`, tensor()]);
-    }
-    return new Map(parts);
+    const inputs = this.session.inputMetadata.filter(({ name }) => name.startsWith(PAST));
+    const tensor = ({ type, shape }) => {
+      const dims = shape.map((size) => (size === "max_context" ? this.capacity : size));
+      return new this.ort.Tensor(type, new ARRAYS[type](dims.reduce((a, b) => a * b)), dims);
+    };
+    return new Map(inputs.map((input) => [input.name.slice(PAST.length), tensor(input)]));
   }
 
   async #run(ids) {
@@ -65,7 +62,7 @@ export class Session {
     const feeds = { input_ids: int64(ids), attention_mask: int64(Array(total).fill(1)) };
     const fetches = { logits: null };
     for (const [name, tensor] of this.cache) {
-      feeds[`past_key_values.${name}`] = tensor;
+      feeds[PAST + name] = tensor;
       fetches[`present.${name}`] = this.inPlace ? tensor : null;
     }
     const results = await this.session.run(feeds, fetches);

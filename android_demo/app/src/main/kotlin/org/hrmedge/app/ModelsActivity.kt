@@ -105,7 +105,7 @@ class ModelsActivity : Screen(R.layout.models) {
                 R.string.model_facts,
                 manifest.target,
                 manifest.bits,
-                manifest.cache.bits,
+                manifest.cache.label,
                 mebibytes(manifest.size),
             )
             val room = app.device.availableMemory

@@ -7,8 +7,11 @@ import java.security.MessageDigest
 import org.json.JSONException
 import org.json.JSONObject
 
-/** The cache that a session allocates: [slots] K,V pairs of `[heads, context, width]` elements. */
-data class KVCache(val bits: Int, val slots: Int, val bytesPerToken: Long)
+/** The cache that a session allocates, with [bits] a value, or [hBits] in the H stack's passes. */
+data class KVCache(val bits: Int, val hBits: Int, val bytesPerToken: Long) {
+    /** "8", or "4 and 8" where the stacks differ. */
+    val label: String get() = if (hBits == bits) "$bits" else "$bits and $hBits"
+}
 
 /** A file of the bundle: its size in bytes and the hex digest of its content. */
 data class BundleFile(val size: Long, val sha256: String)
@@ -68,7 +71,7 @@ data class Manifest(
                 bits = raw.getJSONObject("quantization").getInt("bits"),
                 cache = KVCache(
                     bits = cache.getInt("bits"),
-                    slots = cache.getInt("slots"),
+                    hBits = cache.optInt("h_bits", cache.getInt("bits")),
                     bytesPerToken = cache.getLong("bytes_per_token"),
                 ),
                 maxSeqLen = raw.getInt("max_seq_len"),

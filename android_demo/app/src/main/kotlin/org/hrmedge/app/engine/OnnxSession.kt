@@ -1,11 +1,12 @@
 package org.hrmedge.app.engine
 
-import ai.onnxruntime.OnnxJavaType
+import ai.onnxruntime.NodeInfo
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtException
 import ai.onnxruntime.OrtLoggingLevel
 import ai.onnxruntime.OrtSession
+import ai.onnxruntime.TensorInfo
 import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
@@ -13,7 +14,6 @@ import java.nio.FloatBuffer
 import java.nio.LongBuffer
 import org.hrmedge.core.Bundle
 import org.hrmedge.core.Cancelled
-import org.hrmedge.core.Manifest
 import org.hrmedge.core.Problem
 import org.hrmedge.core.Session
 
@@ -44,8 +44,10 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
      */
     private val keep = longs(1)
     private val kept = OnnxTensor.createTensor(environment, keep, longArrayOf(1))
-    private val cache = KVTensors(environment, bundle.manifest, maxContext, memory)
-    private val session = load(File(bundle.directory, "model.onnx"), threads)
+    private val session = orClose(kept) { load(File(bundle.directory, "model.onnx"), threads) }
+    private val cache = orClose(session, kept) {
+        KVTensors(environment, session.inputInfo, maxContext, memory)
+    }
     private val mask = longs(maxContext).apply { while (hasRemaining()) put(1) }
     private val ids = longs(maxContext)
     private var logits = floats(vocabSize)
@@ -152,8 +154,6 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
             options.addInitializer("logits_to_keep", kept)
             environment.createSession(model.path, options)
         } catch (error: OrtException) {
-            cache.close()
-            kept.close()
             val reason = error.message?.lineSequence()?.first()
             throw Problem("ONNX Runtime ${environment.version} cannot load the model ($reason).")
         } finally {
@@ -162,10 +162,13 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
     }
 }
 
-/** Two tensors `[1, heads, context, width]` for each slot, over memory that stays where it is. */
+/**
+ * A tensor for each of [inputs] that is a past, `[1, heads, context, width]`, over memory that stays
+ * where it is. The graph says what type and width it has: slots may differ in bits.
+ */
 private class KVTensors(
     environment: OrtEnvironment,
-    manifest: Manifest,
+    inputs: Map<String, NodeInfo>,
     context: Int,
     private val memory: CacheMemory,
 ) : AutoCloseable {
@@ -174,31 +177,21 @@ private class KVTensors(
     val present = HashMap<String, OnnxTensor>()
 
     init {
-        val bits = manifest.cache.bits
-        val type = TYPES[bits] ?: throw Problem(
-            "The app has no KV cache of $bits bits, only of ${TYPES.keys.joinToString(", ")}; export again.",
-        )
-        val heads = manifest.architecture.heads
-        val width = manifest.architecture.headDim / if (bits == 4) 2 else 1
-        val bytes = heads.toLong() * context * width * maxOf(bits / 8, 1)
-        val shape = longArrayOf(1, heads.toLong(), context.toLong(), width.toLong())
-        if (bytes > Int.MAX_VALUE) throw tooLarge(context)
         try {
-            for (slot in 0 until manifest.cache.slots) {
-                for (part in listOf("key", "value")) {
-                    val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())
-                    buffers.add(buffer)
-                    val tensor = OnnxTensor.createTensor(environment, buffer, shape, type)
-                    past["past_key_values.$slot.$part"] = tensor
-                    present["present.$slot.$part"] = tensor
-                }
+            for ((name, input) in inputs.filterKeys { it.startsWith(PAST) }) {
+                val info = input.info as TensorInfo
+                val shape = info.shape.also { it[2] = context.toLong() }
+                val bytes = shape.fold(info.type.size.toLong(), Long::times)
+                if (bytes > Int.MAX_VALUE) throw tooLarge(context)
+                val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())
+                buffers.add(buffer)
+                val tensor = OnnxTensor.createTensor(environment, buffer, shape, info.type)
+                past[name] = tensor
+                present["present." + name.removePrefix(PAST)] = tensor
             }
-        } catch (problem: Problem) {
+        } catch (error: Throwable) {
             close()
-            throw problem
-        } catch (_: OutOfMemoryError) {
-            close()
-            throw tooLarge(context)
+            throw if (error is OutOfMemoryError) tooLarge(context) else error
         }
     }
 
@@ -211,13 +204,16 @@ private class KVTensors(
         Problem("There is no memory for a context of $context tokens; choose a shorter one.")
 
     private companion object {
-        val TYPES = mapOf(
-            32 to OnnxJavaType.FLOAT,
-            16 to OnnxJavaType.FLOAT16,
-            8 to OnnxJavaType.INT8,
-            4 to OnnxJavaType.UINT8, // two values each
-        )
+        const val PAST = "past_key_values."
     }
+}
+
+/** What [open] gives; if that fails, [opened] are closed. */
+private inline fun <T> orClose(vararg opened: AutoCloseable, open: () -> T): T = try {
+    open()
+} catch (error: Throwable) {
+    opened.forEach(AutoCloseable::close)
+    throw error
 }
 
 private fun longs(size: Int): LongBuffer =

@@ -23,7 +23,6 @@ import org.hrmedge.core.need
 import org.hrmedge.core.objects
 import org.hrmedge.core.problem
 import org.hrmedge.core.readTokenizer
-import org.json.JSONObject
 
 /** The engine of the app over real bundles, by the AAR's classes and JNI library. */
 class OnnxEngineTest {
@@ -78,17 +77,13 @@ class OnnxEngineTest {
     }
 
     @Test
-    fun aCacheOfUnknownBitsIsRefused() {
-        val copy = createTempDirectory("bundle").toFile()
-        try {
-            TestFiles.bundle(8).directory.copyRecursively(copy, overwrite = true)
-            val manifest = File(copy, Manifest.NAME)
-            val raw = JSONObject(manifest.readText())
-            raw.getJSONObject("kv_cache").put("bits", 2)
-            manifest.writeText(raw.toString())
-            assertContains(problem { engine(Bundle.open(copy)) }, "no KV cache of 2 bits")
-        } finally {
-            copy.deleteRecursively()
+    fun theCacheTakesWhatTheManifestSays() {
+        for (name in listOf("kv32", "kv16", "kv8", "kv4")) {
+            val bundle = TestFiles.bundle(name)
+            var bytes = 0L
+            val counting = CacheMemory { ByteBuffer.allocateDirect(it).also { _ -> bytes += it } }
+            OnnxSession(bundle, 100, 1, counting).close()
+            assertEquals(need(bundle.manifest, 100).cache, bytes, name)
         }
     }
 
@@ -261,7 +256,9 @@ class OnnxEngineTest {
     @Test
     fun aCacheThatMemoryRefusesIsAProblem() {
         val none = CacheMemory { throw OutOfMemoryError("none") }
-        assertContains(problem { OnnxSession(TestFiles.bundle(8), 512, 1, none) }, "choose a shorter one")
+        for (context in listOf(512, 1 shl 26)) { // 2^26: more than a buffer's Int can count
+            assertContains(problem { OnnxSession(TestFiles.bundle(8), context, 1, none) }, "choose a shorter one")
+        }
     }
 
     @Test
