@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from hrm_edge.bundle import Manifest
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
+from hrm_edge.runtime import load
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "web_demo"
@@ -25,9 +26,11 @@ POOL = "http://deb.debian.org/debian/pool/main/o/onnxruntime/"
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the snippets run: with the bundle tiny-int4 in it."""
+    """Where the snippets run: with the bundle tiny-int4 in it, and kv4h8, whose buffers differ."""
     directory = tmp_path_factory.mktemp("integration")
-    export(ROOT / "hrm_edge" / "data" / "hrm_tiny", directory / "tiny-int4")
+    tiny = ROOT / "hrm_edge" / "data" / "hrm_tiny"
+    export(tiny, directory / "tiny-int4")
+    export(tiny, directory / "kv4h8", recipe=Recipe(kv_bits=4, kv_h_bits=8), gate=None)
     return directory
 
 
@@ -56,8 +59,9 @@ def test_javascript_with_node(directory: Path) -> None:
     if not (DEMO / "node_modules" / "onnxruntime-node").is_dir():
         run(["npm", "ci", "--ignore-scripts", "--prefix", DEMO], directory)
     (directory / "node_modules").symlink_to(DEMO / "node_modules")
-    (directory / "answer.mjs").write_text(snippet("js"))
-    assert run(["node", "answer.mjs"], directory) == "EUQARUP\n"
+    for bundle in ("tiny-int4", "kv4h8"):
+        (directory / "answer.mjs").write_text(snippet("js").replace("tiny-int4", bundle))
+        assert run(["node", "answer.mjs"], directory) == "EUQARUP\n"
 
 
 def test_cpp_with_the_librarys_own_headers(directory: Path) -> None:
@@ -69,12 +73,16 @@ def test_cpp_with_the_librarys_own_headers(directory: Path) -> None:
     (directory / "answer.cpp").write_text(snippet("cpp"))
     flags = ["-std=c++17", "-Wall", "-Werror", f"-I{headers(directory)}", "-L."]
     run(["g++", *flags, "answer.cpp", "-lonnxruntime", "-o", "answer"], directory)
-    manifest = Manifest.read(directory / "tiny-int4")
-    (end,) = manifest.eos_token_ids
+    (end,) = Manifest.read(directory / "tiny-int4").eos_token_ids
+
+    def answer(bundle: str, ids: list[int]) -> list[int]:
+        command = ["./answer", f"{bundle}/model.onnx", end, *ids]
+        return [*map(int, run(command, directory, LD_LIBRARY_PATH=str(directory)).split())]
+
     for vector in GOLDEN["vectors"][:5]:
-        command = ["./answer", "tiny-int4/model.onnx", end, *vector["ids"]]
-        found = run(command, directory, LD_LIBRARY_PATH=str(directory))
-        assert [*map(int, found.split())] == vector["answers"]["8"]
+        assert answer("tiny-int4", vector["ids"]) == vector["answers"]["8"]
+    mixed = load(directory / "kv4h8", threads=1).generate(FIRST["prompt"])
+    assert answer("kv4h8", FIRST["ids"]) == [*mixed.tokens]
 
 
 def headers(directory: Path) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from browsing import SOFTWARE_WEBGPU, chromium, static_server
 from playwright.sync_api import Browser, Page, expect
 
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import load
 
 ROOT = Path(__file__).parent.parent
@@ -44,9 +44,11 @@ def packages() -> None:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """hrm-tiny in int4, by the bits of its KV cache."""
+    """hrm-tiny in int4, by the bits of its KV cache; 4h8 has 8 in the H passes."""
     out, tiny = tmp_path_factory.mktemp("tiny"), ROOT / "hrm_edge" / "data" / "hrm_tiny"
-    return {str(b): export(tiny, out / f"kv{b}", kv_bits=b).path for b in (32, 8, 4)}
+    recipes = {str(bits): Recipe(kv_bits=bits) for bits in (32, 8, 4)}
+    recipes["4h8"] = Recipe(kv_bits=4, kv_h_bits=8)
+    return {b: export(tiny, out / f"kv{b}", recipe=r).path for b, r in recipes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_node_with_the_webs_runtime_gives_the_same(bundles: dict[str, Path]) -> 
     assert answers_of_node(bundles["8"], VECTORS[:5], wasm=True) == expected("8")[:5]
 
 
-@pytest.mark.parametrize("bits", ["4"])
+@pytest.mark.parametrize("bits", ["4", "4h8"])
 def test_node_gives_the_python_runtimes_answers_with_other_caches(
     bundles: dict[str, Path], bits: str
 ) -> None:

@@ -2,8 +2,9 @@
 
 python checks/python_cases.py OUT
 
-Writes OUT/kv32, kv16 (float16 throughout), kv8, kv4, chat, which has a chat template, and, where
-ExecuTorch is installed, executorch and executorch-contexts, which has several programs.
+Writes OUT/kv32, kv16 (float16 throughout), kv8, kv4, kv4h8 (8 bits in the H passes), chat, which
+has a chat template, and, where ExecuTorch is installed, executorch and executorch-contexts, which
+has several programs.
 OUT/python.json holds answers to the first golden prompts for those that golden.json does not cover,
 and conversations as the template renders them.
 """
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from hrm_edge.chat_template import Message, read_chat_template
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import load
 
 DEMO = Path(__file__).parents[1]
@@ -64,9 +65,10 @@ def main() -> None:
     for bits in (32, 16, 8, 4):
         dtype = "fp16" if bits == 16 else "fp32"
         export(TINY, out / f"kv{bits}", kv_bits=bits, dtype=dtype, gate=None)
+    export(TINY, out / "kv4h8", recipe=Recipe(kv_bits=4, kv_h_bits=8), gate=None)
     with tempfile.TemporaryDirectory() as scratch:
         export(with_template(Path(scratch) / "tiny"), out / "chat", gate=None)
-    names = ["kv16", "kv4", "chat"]
+    names = ["kv16", "kv4", "kv4h8", "chat"]
     if importlib.util.find_spec("executorch"):
         export(TINY, out / "executorch", "executorch", gate=None)
         several = out / "executorch-contexts"

@@ -33,7 +33,8 @@ class BundleTest {
     fun readsTheManifest() {
         val manifest = original.manifest
         assertEquals("onnx", manifest.target)
-        assertEquals(8, manifest.cache.bits)
+        assertEquals("8", manifest.cache.label)
+        assertEquals("4 and 8", TestFiles.bundle("kv4h8").manifest.cache.label)
         assertEquals(setOf("direct", "cot", "noisy", "synth"), manifest.prompt.conditions.keys)
         assertEquals(setOf(11), manifest.ends)
     }

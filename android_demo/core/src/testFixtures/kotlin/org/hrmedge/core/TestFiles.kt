@@ -5,8 +5,9 @@ import org.json.JSONArray
 import org.json.JSONObject
 
 /**
- * Where the build leaves bundles and cases: hrm-tiny with KV caches of 32, 16, 8 and 4 bits and with
- * a chat template, what the Python runtime makes of them, and tokenizers with their ids.
+ * Where the build leaves bundles and cases: hrm-tiny with KV caches of 32, 16, 8, 4 and both 4 and
+ * 8 bits and with a chat template, what the Python runtime makes of them, and tokenizers with their
+ * ids.
  */
 object TestFiles {
     val bundles = File(System.getProperty("hrmedge.bundles")!!)

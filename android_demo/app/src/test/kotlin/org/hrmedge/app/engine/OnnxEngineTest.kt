@@ -65,7 +65,7 @@ class OnnxEngineTest {
     /** Made on this machine: at these roundings, answers of different processors may differ. */
     @Test
     fun givesThePythonRuntimesAnswersWithOtherCachesAndWithAChatTemplate() {
-        for (name in listOf("kv16", "kv4", "chat")) {
+        for (name in listOf("kv16", "kv4", "kv4h8", "chat")) {
             engine(TestFiles.bundle(name)).use { engine ->
                 for (case in TestFiles.answers(name)) {
                     val conditions = if (name == "chat") emptyList() else listOf("direct")
@@ -78,7 +78,7 @@ class OnnxEngineTest {
 
     @Test
     fun theCacheTakesWhatTheManifestSays() {
-        for (name in listOf("kv32", "kv16", "kv8", "kv4")) {
+        for (name in listOf("kv32", "kv16", "kv8", "kv4", "kv4h8")) {
             val bundle = TestFiles.bundle(name)
             var bytes = 0L
             val counting = CacheMemory { ByteBuffer.allocateDirect(it).also { _ -> bytes += it } }
