@@ -37,7 +37,7 @@ from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 
 RESULTS = Path(__file__).parent / "results"
 GROUPS = (32, 64, 128, 256)
-KV_BITS = (32, 8, 4)
+CACHES = ((32, None), (8, None), (4, 8), (4, None))  # kv_bits, kv_h_bits
 DRAWS = 3
 ASYM = GPTQ(symmetric=False)
 METHODS = {
@@ -60,7 +60,7 @@ ABLATION = {
     "damping 0.1": replace(ASYM, damping=0.1),
     "two rounds": replace(ASYM, rounds=2),
 }
-CACHES = {"from weights": False, "fitted": True}
+SCALES = {"from weights": False, "fitted": True}
 
 HEADING = """# Quantization of {name}, measured
 
@@ -68,10 +68,11 @@ HEADING = """# Quantization of {name}, measured
 with ONNX Runtime and compared with the checkpoint in float32 (docs/quantization.md says what the
 figures mean). The stacks' weights are int4 (llama.cpp's: all tensors), embedding and head have 8
 bits. KL, top-1, exact match and size are those with a float32 KV cache; on the right, KL and exact
-match with 8 bits (scales from the weights) and 4 bits (fitted scales). Calibrated weights are drawn
-up to {draws} times from the calibration data: the median is shown, and the range of the mean KL;
-the KV cache's rows use the first draw. llama.cpp reads prompts causally and is compared with the
-checkpoint run causally, as are the rows named causal, our bundles run so by the numpy model.
+match with 8 bits (scales from the weights), with 4 bits and 8 in the H passes' slots (4h8, fitted
+scales), and with 4 bits (fitted). Calibrated weights are drawn up to {draws} times from the
+calibration data: the median is shown, and the range of the mean KL; the KV cache's rows use the
+first draw. llama.cpp reads prompts causally and is compared with the checkpoint run causally, as
+are the rows named causal, our bundles run so by the numpy model.
 
 """
 
@@ -88,7 +89,7 @@ class Row:
     causal: bool = False  # the prompt too, as llama.cpp runs it
 
     def key(self, draw: int) -> str:
-        kv = self.recipe.kv_bits if self.recipe else 32
+        kv = cache_name(self.recipe.kv_bits, self.recipe.kv_h_bits) if self.recipe else "32"
         return f"{self.name}|{self.group}|{kv}|{draw}"
 
     @property
@@ -103,18 +104,18 @@ class Row:
 def rows(qat: dict[int, Path]) -> list[Row]:
     """All of them, the main ones first."""
     found = [Row("fp32", "-", Recipe(32, 128, 32, 32, 32))]
-    for kv in KV_BITS:
+    for cache in CACHES:
         for group in GROUPS:
-            recipes = {name: _recipe(recipe, group, kv) for name, recipe in METHODS.items()}
+            recipes = {name: _recipe(recipe, group, *cache) for name, recipe in METHODS.items()}
             found += [Row(name, str(group), recipe) for name, recipe in recipes.items()]
             if group in qat:
-                found.append(Row("qat", str(group), _recipe(Recipe(), group, kv), qat[group]))
+                found.append(Row("qat", str(group), _recipe(Recipe(), group, *cache), qat[group]))
     for name, method in ABLATION.items():
-        found.append(Row(f"gptq-asym, {name}", "128", _recipe(Recipe(method=method), 128, 32)))
-    found.append(Row("rtn, 4.5 bits", "128", _recipe(Recipe(target_bits=4.5), 128, 32)))
-    for bits in KV_BITS[1:]:
-        for how, fitted in CACHES.items():
-            recipe = Recipe(32, 128, 32, 32, bits, calibrate_kv=fitted)
+        found.append(Row(f"gptq-asym, {name}", "128", _recipe(Recipe(method=method), 128)))
+    found.append(Row("rtn, 4.5 bits", "128", _recipe(Recipe(target_bits=4.5), 128)))
+    for kv_bits, kv_h_bits in CACHES[1:]:
+        for how, fitted in SCALES.items():
+            recipe = Recipe(32, 128, 32, 32, kv_bits, calibrate_kv=fitted, kv_h_bits=kv_h_bits)
             found.append(Row(f"KV cache alone, {how}", "-", recipe))
     found += [Row(f"llama.cpp {name}", "32", gguf=name, causal=True) for name in ("q4_0", "q8_0")]
     for group, method in ((32, RTN()), (128, ASYM)):
@@ -124,13 +125,19 @@ def rows(qat: dict[int, Path]) -> list[Row]:
     return found
 
 
-def _recipe(recipe: Recipe, group: int, kv_bits: int) -> Recipe:
+def cache_name(kv_bits: int, kv_h_bits: int | None) -> str:
+    """Of a KV cache in a key: its bits, and those of the H passes if they are others."""
+    return f"{kv_bits}" + ("" if kv_h_bits is None else f"h{kv_h_bits}")
+
+
+def _recipe(recipe: Recipe, group: int, kv_bits: int = 32, kv_h_bits: int | None = None) -> Recipe:
     return replace(
         recipe,
         group_size=group,
         embedding_bits=8,
         head_bits=8,
         kv_bits=kv_bits,
+        kv_h_bits=kv_h_bits,
     )
 
 
@@ -213,20 +220,19 @@ class Bench:
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line for each name and group, medians over draws."""
-    lines = [
-        "| method | group | mean KL | over draws | p99 KL | top-1 % | exact % | MB "
-        "| KL, KV 8 | exact % | KL, KV 4 | exact % |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    merged: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = {}
+    quantized = [cache_name(*cache) for cache in CACHES[1:]]
+    head = ["method", "group", "mean KL", "over draws", "p99 KL", "top-1 %", "exact %", "MB"]
+    head += [cell for kv in quantized for cell in (f"KL, KV {kv}", "exact %")]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    merged: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for key, row in found.items():
         name, group, kv, _ = key.split("|")
-        merged.setdefault((name, group), {}).setdefault(int(kv), []).append(row)
+        merged.setdefault((name, group), {}).setdefault(kv, []).append(row)
     names = list(dict.fromkeys(name for name, _ in merged))
     for name, group in sorted(merged, key=lambda row: (names.index(row[0]), row[1].zfill(3))):
         by_kv = merged[name, group]
-        cells = [name, group, *_cells(by_kv.get(32))]
-        for kv in KV_BITS[1:]:
+        cells = [name, group, *_cells(by_kv.get("32"))]
+        for kv in quantized:
             cells += [_kl(by_kv.get(kv)), _percent(by_kv.get(kv), "exact_match")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
