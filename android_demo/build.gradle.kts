@@ -3,22 +3,22 @@ plugins {
     alias(libs.plugins.kotlin.jvm) apply false
 }
 
-/** hrm-tiny as bundles: the default one goes into the app, both are what the tests run on. */
-val bundles = layout.buildDirectory.dir("bundles")
-for (bits in listOf(8, 32)) {
-    tasks.register<Exec>("exportKv$bits") {
-        val checkpoint = file("../hrm_edge/data/hrm_tiny")
-        val out = bundles.map { it.dir("kv$bits") }
-        inputs.dir(checkpoint)
-        outputs.dir(out)
-        val path = out.get().asFile.path
-        commandLine("hrm-edge", "export", checkpoint.path, "-o", path, "--kv-bits", "$bits", "--force")
-    }
+/** hrm-tiny as the bundle that goes into the app. */
+tasks.register<Exec>("exportModel") {
+    val checkpoint = file("../hrm_edge/data/hrm_tiny")
+    val out = layout.buildDirectory.dir("model")
+    inputs.dir(checkpoint)
+    outputs.dir(out)
+    commandLine("hrm-edge", "export", checkpoint.path, "-o", out.get().asFile.path, "--force")
 }
 
-tasks.register<Exec>("tokenizerCases") {
-    val out = layout.buildDirectory.dir("tokenizers")
-    inputs.file("checks/tokenizer_cases.py")
-    outputs.dir(out)
-    commandLine("python3", "checks/tokenizer_cases.py", out.get().asFile.path)
+/** What the tests run on: bundles with the Python runtime's answers, tokenizers with their ids. */
+for ((name, directory) in listOf("python" to "bundles", "tokenizer" to "tokenizers")) {
+    tasks.register<Exec>("${name}Cases") {
+        val script = file("checks/${name}_cases.py")
+        val out = layout.buildDirectory.dir(directory)
+        inputs.file(script)
+        outputs.dir(out)
+        commandLine("python3", script.path, out.get().asFile.path)
+    }
 }

@@ -9,8 +9,8 @@ abstract class BuiltIn : Sync() {
 }
 
 val builtIn = tasks.register<BuiltIn>("builtInModel") {
-    dependsOn(":exportKv8")
-    from(rootProject.layout.buildDirectory.dir("bundles/kv8")) { into("hrm-tiny") }
+    dependsOn(":exportModel")
+    from(rootProject.layout.buildDirectory.dir("model")) { into("hrm-tiny") }
     into(assets)
 }
 
@@ -34,7 +34,7 @@ android {
 
     testOptions {
         unitTests.all {
-            it.dependsOn(":exportKv8", ":exportKv32", ":tokenizerCases")
+            it.dependsOn(":pythonCases", ":tokenizerCases")
             it.systemProperty("hrmedge.bundles", rootProject.file("build/bundles").path)
             it.systemProperty("hrmedge.tokenizers", rootProject.file("build/tokenizers").path)
             it.systemProperty("hrmedge.golden", rootProject.file("golden.json").path)

@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from hrm_edge.chat_template import Message, read_chat_template
@@ -60,19 +61,20 @@ def rendered(bundle: Path, texts: list[str]) -> str:
 
 
 def main() -> None:
-    """Write everything into the directory that the first argument names."""
+    """Write everything into the directory that the first argument names, over what is there."""
     out = Path(sys.argv[1])
+    write = partial(export, gate=None, force=True)
     for bits in (32, 16, 8, 4):
         dtype = "fp16" if bits == 16 else "fp32"
-        export(TINY, out / f"kv{bits}", kv_bits=bits, dtype=dtype, gate=None)
-    export(TINY, out / "kv4h8", recipe=Recipe(kv_bits=4, kv_h_bits=8), gate=None)
+        write(TINY, out / f"kv{bits}", kv_bits=bits, dtype=dtype)
+    write(TINY, out / "kv4h8", recipe=Recipe(kv_bits=4, kv_h_bits=8))
     with tempfile.TemporaryDirectory() as scratch:
-        export(with_template(Path(scratch) / "tiny"), out / "chat", gate=None)
+        write(with_template(Path(scratch) / "tiny"), out / "chat")
     names = ["kv16", "kv4", "kv4h8", "chat"]
     if importlib.util.find_spec("executorch"):
-        export(TINY, out / "executorch", "executorch", gate=None)
+        write(TINY, out / "executorch", "executorch")
         several = out / "executorch-contexts"
-        export(TINY, several, "executorch", contexts=(128,), gate=None)
+        write(TINY, several, "executorch", contexts=(128,))
         names.append("executorch")
     vectors = json.loads((DEMO / "golden.json").read_text(encoding="utf-8"))["vectors"]
     prompts = [v["prompt"] for v in vectors if v["condition"] == "direct"][:PROMPTS]

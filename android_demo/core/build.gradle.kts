@@ -26,7 +26,7 @@ dependencies {
 }
 
 tasks.test {
-    dependsOn(":exportKv8", ":exportKv32", ":tokenizerCases")
+    dependsOn(":pythonCases", ":tokenizerCases")
     systemProperty("hrmedge.bundles", rootProject.file("build/bundles").path)
     systemProperty("hrmedge.tokenizers", rootProject.file("build/tokenizers").path)
     systemProperty("hrmedge.golden", rootProject.file("golden.json").path)
