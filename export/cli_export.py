@@ -5,8 +5,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hrm_edge.errors import HRMEdgeError
+
 if TYPE_CHECKING:
     from hrm_edge.config import HRMTextConfig
+
+OF_RECIPES = (
+    "bits",
+    "group_size",
+    "head_bits",
+    "embedding_bits",
+    "kv_bits",
+    "kv_h_bits",
+    "dtype",
+    "method",
+    "rotate",
+    "target_bits",
+    "calibrate_kv",
+    "calibration",
+    "calibration_tokens",
+    "work",
+)
 
 
 @click.command()
@@ -101,6 +120,7 @@ def command(
     from .recipe import Calibration, Recipe, named_method
     from .report import Gate
 
+    _refuse_given(OF_RECIPES if target == "gguf" else ("gguf_type",), target)
     if kv_bits is None:
         kv_bits = 32 if target == "executorch" else 8
     recipe = Recipe(
@@ -143,6 +163,16 @@ def command(
     size = sum(file.size for file in bundle.manifest.files.values())
     then = f"hrm-edge generate {out} 'Hello'" if target != "gguf" else f"hrm-edge inspect {out}"
     click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")
+
+
+def _refuse_given(options: tuple[str, ...], target: str) -> None:
+    """Raise HRMEdgeError if one of `options`, which say nothing to `target`, stands there."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in options and source is click.core.ParameterSource.COMMANDLINE:
+            then = "--type says how its tensors are stored" if target == "gguf" else "use -t gguf"
+            raise HRMEdgeError(f"{option.opts[0]} does not apply to -t {target}; {then}")
 
 
 def _padded(config: "HRMTextConfig", group_size: int) -> str:

@@ -19,6 +19,22 @@ def test_from_checkpoint_to_answer(run_cli, checkpoint: Path, tmp_path: Path) ->
     assert re.search(r"8 \+ \d tokens, ttft .* prefill .* decode .* anonymous memory \d+ MiB", err)
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["-t", "gguf", "--bits", 8], "--bits does not apply to -t gguf; --type says how its"),
+        (["-t", "gguf", "--kv-h-bits", 8], "--kv-h-bits does not apply to -t gguf"),
+        (["--type", "q8_0"], "--type does not apply to -t onnx; use -t gguf"),
+    ],
+)
+def test_an_option_of_another_target_is_refused(
+    run_cli, checkpoint: Path, tmp_path: Path, options: list, line: str
+) -> None:
+    code, _, err = run_cli("export", checkpoint, "-o", tmp_path / "b", *options)
+    assert code == 1 and line in err and err.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_prompt_comes_from_argument_stdin_or_file(
     run_cli, shared_bundle: Path, tmp_path: Path
 ) -> None:
