@@ -205,8 +205,10 @@ def test_an_early_exit_is_learned_where_it_is_asked_for(
     seen: list[float] = []
     honest = loop.outcome
 
-    def watched(model: HRMText, rows: Rows, horizon: int | None, early: bool) -> Outcome:
-        result = honest(model, rows, horizon, early)
+    def watched(
+        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None
+    ) -> Outcome:
+        result = honest(model, rows, horizon, early, teacher)
         assert (result.early is not None) == early
         with torch.no_grad():
             first = honest(model, rows, horizon, True).early
@@ -243,8 +245,10 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
 ) -> None:
     honest, calls = loop.outcome, []
 
-    def broken(model: HRMText, rows: Rows, horizon: int | None, early: bool) -> Outcome:
-        result = honest(model, rows, horizon, early)
+    def broken(
+        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None
+    ) -> Outcome:
+        result = honest(model, rows, horizon, early, teacher)
         calls.append(1)
         return replace(result, losses=result.losses * (float("nan") if len(calls) == 6 else 1))
 
