@@ -11,7 +11,7 @@ import numpy as np
 
 from hrm_edge.config import HRMTextConfig
 
-from .forward import Batch, Read, Variant, forward
+from .forward import Batch, Read, Variant, Watch, forward
 from .recipe import GPTQ
 
 LATE = 4.0  # weight of a pass in the last H cycle, if late passes count more
@@ -86,11 +86,16 @@ class Original(Variant):
 
 
 def moments(
-    config: HRMTextConfig, read: Read, batch: Batch, found: Moments, original: Original | None
+    config: HRMTextConfig,
+    read: Read,
+    batch: Batch,
+    found: Moments,
+    original: Original | None,
+    watch: Watch | None = None,
 ) -> Moments:
     """Runs the calibration forward for `found`, and the original beside it if need be."""
     beside = [original] if original is not None and not original.complete else []
-    forward(config, read, batch, [*beside, found])
+    forward(config, read, batch, [*beside, found], watch)
     if original is not None:
         original.complete = original.keep
     return found

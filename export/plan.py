@@ -6,6 +6,7 @@ needs calibration samples is done here beforehand, with all quantized weights in
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.config import STACKS, HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.progress import track
+from hrm_edge.progress import counting, track
 from hrm_edge.prompt import Tokenizer
 from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 
@@ -198,16 +199,16 @@ class _Calibrated:
         values = self._values(bits)
         steps = [names for _ in range(method.rounds) for names in stages(self.config, method)]
         original = Original(self._affords_inputs(len(steps))) if method.drift else None
-        weights = self._pass_weights(method)
+        weights, large = self._pass_weights(method), len(steps) == 2
         for i, names in enumerate(track(steps, "calibrate")):
             kept = {name: codes for name in names if (codes := self._restored(i, name))}
             todo = [name for name in names if name not in kept]
             found = Moments(values, frozenset(todo), weights, original)
             if todo:
-                moments(self.config, self.read, self.batch, found, original)
+                self._moments(found, original, large)
             for name, codes in kept.items():
                 values.put(name, codes)
-            for name in track(todo, "gptq") if len(steps) == 2 else todo:
+            for name in track(todo, "gptq") if large else todo:
                 weight, hessian = self.read(name), found.hessians[name]
                 if method.drift:
                     weight = corrected(weight, hessian, found.cross[name], method)
@@ -219,6 +220,19 @@ class _Calibrated:
                 if self._done is not None:
                     self._done.save(i, name, done)
         return values.codes
+
+    def _moments(self, found: Moments, original: Original | None, large: bool) -> None:
+        """The calibration forward; its progress is shown where it takes long."""
+        layers = len(self.config.passes) * self.config.layers_per_stack
+        with counting(layers, "forward") if large else nullcontext(lambda: None) as done:
+            moments(
+                self.config,
+                self.read,
+                self.batch,
+                found,
+                original,
+                lambda turn, layer, residuals: done(),
+            )
 
     def _pass_weights(self, method: GPTQ) -> np.ndarray:
         if method.passes == "sensitivity":

@@ -338,3 +338,14 @@ def test_a_fitted_cache_beats_one_from_the_weights_and_a_finer_one_both(tmp_path
         found.append(bundle.manifest.quality["bundle"]["kl_mean"])
     assert found[1] < 0.7 * found[0]
     assert found[2] < 0.6 * found[1]
+
+
+def test_the_long_steps_of_gptq_show_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hrm_edge.progress.QUIET", 0.0)
+    checkpoint = Checkpoint.open(write_model(tmp_path / "m", Shape(layers=2)))
+    make_plan(checkpoint, Recipe(method=GPTQ(stage="stack"), calibration=SMALL))
+    lines = capsys.readouterr().err.splitlines()
+    layers = len(checkpoint.config.passes) * 2
+    assert lines.count(f"forward 1 of {layers}") == 2 and "gptq 7 of 8" in lines  # for each stack
