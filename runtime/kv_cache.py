@@ -3,7 +3,9 @@
 What they are like, the graph says: the type and the shape of each of its `past_key_values` inputs.
 """
 
+import contextlib
 import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -79,7 +81,7 @@ class HostBuffers:
 
     def __init__(self, layouts: Sequence[Layout]) -> None:
         self._layouts = layouts
-        memory, start = mmap.mmap(-1, sum(layout.size for layout in layouts)), 0
+        memory, start = _mapping(sum(layout.size for layout in layouts)), 0
         self._buffers: list[np.ndarray] = []
         for layout in layouts:
             flat = np.frombuffer(memory, np.uint8, layout.size, start)
@@ -101,6 +103,21 @@ class HostBuffers:
         """As KVBuffers says."""
         for array, part in zip(self._buffers, _parts(cache, self._layouts, tokens), strict=True):
             array[:, :, :tokens] = part
+
+
+def _mapping(size: int) -> mmap.mmap:
+    """Zeroed bytes that belong to this process alone and are committed page by page.
+
+    mmap's default, a shared mapping, is no anonymous memory to the system; a huge page would commit
+    what was never written.
+    """
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
 class DeviceBuffers:

@@ -282,5 +282,6 @@ def test_the_cache_is_committed_only_where_it_is_written(
     model.session.prefill(list(range(14, 20)))
     after = memory.anonymous()
     assert before is not None and after is not None
-    assert after - before < whole / 8
+    written = model.manifest.kv_cache.bytes_per_token * 6
+    assert written < after - before < whole / 8
     assert np.isfinite(model.session.decode([15])).all()
