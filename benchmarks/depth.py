@@ -24,7 +24,7 @@ from benchmarks.speculation import SHIPPED, models
 from hrm_edge.bundle import Bundle
 from hrm_edge.prompt import format_prompt
 from hrm_edge.runtime import Model, load
-from hrm_edge.runtime.session_onnx import OnnxSession
+from hrm_edge.runtime.session.onnx_session import OnnxSession
 
 CONTEXT = 256
 Question = dict[str, str]

@@ -17,12 +17,13 @@ import numpy as np
 from benchmarks.llamacpp import Llama
 from benchmarks.measure import Runtime, measure
 from hrm_edge.bundle import Bundle
-from hrm_edge.runtime.session import open_session
+from hrm_edge.runtime.session.loading import Loading
+from hrm_edge.runtime.session.opening import open_session
 
 
 def ours(path: Path, context: int, threads: int | None) -> Runtime:
     """hrm-edge's own session on a bundle, whichever its target."""
-    return open_session(Bundle.open(path), threads, context)
+    return open_session(Bundle.open(path), Loading(threads=threads, max_context=context))
 
 
 class LlamaCpp:

@@ -13,7 +13,7 @@ import click
 
 from benchmarks.hrm_tiny_release import SHIPPED
 from hrm_edge.export import Recipe, export
-from hrm_edge.export.report import Gate, evaluate
+from hrm_edge.export.evaluate.report import Gate, evaluate
 
 RESULTS = Path(__file__).parent / "results"
 OUT = RESULTS / "executorch_answers.md"

@@ -16,12 +16,12 @@ import numpy as np
 from benchmarks.hrm_tiny_release import SHIPPED
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.config import HRMTextConfig
-from hrm_edge.export.figures import Tally
-from hrm_edge.export.forward import Batch, Variant
-from hrm_edge.export.kv_scales import CacheScales, FittedCache, round_cache
-from hrm_edge.export.plan import calibration_samples
+from hrm_edge.export.evaluate.report import batches, predict, reader
+from hrm_edge.export.quantize.kv_scales import CacheScales, FittedCache, round_cache
+from hrm_edge.export.quantize.plan import calibration_samples
 from hrm_edge.export.recipe import Calibration
-from hrm_edge.export.report import batches, predict, reader
+from hrm_edge.export.reference.figures import Tally
+from hrm_edge.export.reference.forward import Batch, Variant
 from hrm_edge.prompt import Tokenizer
 from hrm_edge.runtime.bench import markdown_table
 from hrm_edge.samples import Limits, read_prompts, tokenize_prompts

@@ -23,9 +23,11 @@ from benchmarks.peers import machine
 from hrm_edge.bundle import Bundle
 from hrm_edge.checkpoint import write_checkpoint
 from hrm_edge.export import export
-from hrm_edge.export.magic_norm_op import build
+from hrm_edge.export.to_executorch.magic_norm_op import build
 from hrm_edge.pte import LIBRARY
-from hrm_edge.runtime.session import Session, open_session
+from hrm_edge.runtime.session.loading import Loading
+from hrm_edge.runtime.session.opening import open_session
+from hrm_edge.runtime.session.protocol import Session
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB = 1024  # small, so that the head does not blur what the layers take
@@ -116,7 +118,9 @@ def main(layers: int, rounds: int, threads: int | None, out: Path) -> None:
         build(library)
         os.environ[LIBRARY] = str(library)
         made = bundles(work, layers)
-        found = measure({way: open_session(made[way], threads, None) for way in WAYS}, rounds)
+        found = measure(
+            {way: open_session(made[way], Loading(threads=threads)) for way in WAYS}, rounds
+        )
     about["model"] = f"HRM-Text-1B's widths, {layers} layers a stack, int4, group 128"
     about["threads"] = str(threads or "default")
     out.with_suffix(".json").write_text(json.dumps({"about": about, "ms": found}, indent=1) + "\n")

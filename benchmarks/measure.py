@@ -14,7 +14,7 @@ POWERCAP = Path("/sys/class/powercap")  # Linux: RAPL counters of Intel and AMD 
 
 
 class Runtime(Protocol):
-    """The part of hrm_edge.runtime.session.Session that every runtime can offer."""
+    """The part of hrm_edge.runtime.session.protocol.Session that every runtime can offer."""
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Start anew with `ids`; logits [V] of the last one."""

@@ -18,7 +18,9 @@ import click
 from benchmarks.llamacpp import RELEASE, Llama
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.export import Recipe, export
-from hrm_edge.export.target_gguf import write_gguf
+from hrm_edge.export.quantize.plan import make_plan
+from hrm_edge.export.targets import GGUFTarget
+from hrm_edge.export.to_gguf.write import write_gguf
 from hrm_edge.prompt import Tokenizer, format_prompt, parse_conditions
 from hrm_edge.runtime import load
 
@@ -57,7 +59,8 @@ def ours(checkpoint: Path, out: Path, recipe: Recipe) -> Answerer:
 def llamacpp(checkpoint: Path, out: Path, kind: str, causal: bool, switch: bool) -> Answerer:
     """Answers of llama.cpp; with `switch` the caller turns the mask off for the prompt."""
     out.mkdir()
-    write_gguf(Checkpoint.open(checkpoint), out, kind, CONTEXT, causal=causal)
+    target = GGUFTarget(kind, causal=causal)
+    write_gguf(make_plan(Checkpoint.open(checkpoint), target), out, CONTEXT)
     llama, tokenizer = Llama(out / "model.gguf", CONTEXT, 1), Tokenizer(checkpoint)
 
     def answer(question: dict[str, str]) -> str:

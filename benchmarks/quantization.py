@@ -25,13 +25,13 @@ import numpy as np
 from benchmarks.hrm_tiny_release import SHIPPED
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.export import Recipe, export
-from hrm_edge.export.figures import Figures, Tally
-from hrm_edge.export.forward import Batch, Variant
+from hrm_edge.export.evaluate.report import batches, predict, reader
+from hrm_edge.export.evaluate.run_onnx import Runner
+from hrm_edge.export.evaluate.sources import Source, present
 from hrm_edge.export.recipe import GPTQ, HQQ, RTN, Calibration
-from hrm_edge.export.report import batches, predict, reader
-from hrm_edge.export.run_onnx import Runner
-from hrm_edge.export.stored import StoredModel
-from hrm_edge.export.variants import Source, present
+from hrm_edge.export.reference.figures import Figures, Tally
+from hrm_edge.export.reference.forward import Batch, Variant
+from hrm_edge.export.to_onnx.stored import StoredModel
 from hrm_edge.prompt import Tokenizer
 from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 

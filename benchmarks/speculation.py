@@ -41,8 +41,10 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
 from hrm_edge.prompt import Tokenizer, format_prompt
 from hrm_edge.runtime.sampling import Choice, Chooser, make_chooser, make_sampler
-from hrm_edge.runtime.session import Session, open_session
-from hrm_edge.runtime.session_onnx import OnnxSession
+from hrm_edge.runtime.session.loading import Loading
+from hrm_edge.runtime.session.onnx_session import OnnxSession
+from hrm_edge.runtime.session.opening import open_session
+from hrm_edge.runtime.session.protocol import Session
 from hrm_edge.runtime.speculation import (
     DraftModel,
     Experience,
@@ -195,9 +197,14 @@ class Ours:
     def open(cls, files: Files, threads: int) -> "Ours":
         """Load the bundle and its drafting one."""
         bundle = Bundle.open(files.bundle)
-        session = open_session(bundle, threads, CONTEXT)
+        how = Loading(threads=threads, max_context=CONTEXT)
+        session = open_session(bundle, how)
         assert isinstance(session, OnnxSession)
-        draft = open_session(Bundle.open(files.draft), threads, CONTEXT) if files.draft else None
+        draft = (
+            open_session(Bundle.open(files.draft), Loading(threads=threads, max_context=CONTEXT))
+            if files.draft
+            else None
+        )
         return cls(session, bundle.manifest.eos_token_ids, draft)
 
     def ways(self, workload: Workload) -> dict[str, Way]:

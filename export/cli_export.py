@@ -1,36 +1,25 @@
 """`hrm-edge export`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import is_linear
+
+from .recipe import METHODS, Calibration, Recipe, named_method
 
 if TYPE_CHECKING:
     from hrm_edge.config import HRMTextConfig
 
-OF_RECIPES = (
-    "bits",
-    "group_size",
-    "head_bits",
-    "embedding_bits",
-    "kv_bits",
-    "kv_h_bits",
-    "dtype",
-    "method",
-    "rotate",
-    "target_bits",
-    "calibrate_kv",
-    "calibration",
-    "calibration_tokens",
-    "work",
-)
+    from .targets import Target
+
+FILE = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The new bundle.")
+@click.option("-o", "--out", required=True, type=FILE, help="The new bundle.")
 @click.option(
     "-t",
     "--target",
@@ -39,21 +28,39 @@ OF_RECIPES = (
     show_default=True,
 )
 @click.option(
-    "--bits", default=4, show_default=True, help="Of the stacks' linears: 4, 8, or 32 for none."
+    "--bits",
+    default=Recipe.bits,
+    show_default=True,
+    help="Of the stacks' linears: 4, 8, or 32 for none.",
 )
-@click.option("--group-size", default=128, show_default=True, help="Weights that share a scale.")
-@click.option("--head-bits", default=8, show_default=True, help="Of the output head: 4, 8 or 32.")
-@click.option("--embedding-bits", default=4, show_default=True, help="Of the table: 4, 8 or 32.")
+@click.option(
+    "--group-size",
+    default=Recipe.group_size,
+    show_default=True,
+    help="Weights that share a scale.",
+)
+@click.option(
+    "--head-bits",
+    default=Recipe.head_bits,
+    show_default=True,
+    help="Of the output head: 4, 8 or 32.",
+)
+@click.option(
+    "--embedding-bits",
+    default=Recipe.embedding_bits,
+    show_default=True,
+    help="Of the table: 4, 8 or 32.",
+)
 @click.option("--kv-bits", type=int, help="Of the KV cache: 32, 8 (default) or 4; .pte: 32.")
 @click.option("--kv-h-bits", type=int, help="Of the H passes' part of it: 8 with --kv-bits 4.")
 @click.option(
     "--dtype",
-    default="fp32",
+    default=Recipe.dtype,
     show_default=True,
     help="Of activations: fp32, or fp16 (16 bits, not 32).",
 )
 @click.option(
-    "--method", default="rtn", show_default=True, help="rtn, hqq, gptq; -asym: zero points."
+    "--method", default="rtn", show_default=True, help=f"{', '.join(METHODS)} (-asym: zero points)."
 )
 @click.option("--rotate", is_flag=True, help="Turn the residual stream by a Hadamard matrix first.")
 @click.option("--target-bits", type=float, help="8 bits where they help most, to this mean: 4.25.")
@@ -62,9 +69,14 @@ OF_RECIPES = (
     default=None,
     help="Fit the KV cache's scales to the calibration; default: with --kv-bits 4.",
 )
-@click.option("--calibration", type=click.Path(path_type=Path), help="JSONL; default: shipped.")
-@click.option("--calibration-tokens", default=4096, show_default=True, help="Most to look at.")
-@click.option("--work", type=click.Path(path_type=Path), help="Keeps what gptq has done, to go on.")
+@click.option("--calibration", type=FILE, help="JSONL; default: shipped.")
+@click.option(
+    "--calibration-tokens",
+    default=Calibration.tokens,
+    show_default=True,
+    help="Most to look at.",
+)
+@click.option("--work", type=FILE, help="Keeps what gptq has done, to go on.")
 @click.option("--type", "gguf_type", default="q4_0", show_default=True, help="Of a GGUF's tensors.")
 @click.option(
     "--context",
@@ -77,7 +89,7 @@ OF_RECIPES = (
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--offline", is_flag=True, help="Use only what the hub's cache holds.")
-@click.option("--eval-data", type=click.Path(path_type=Path), help="JSONL to measure quality on.")
+@click.option("--eval-data", type=FILE, help="JSONL to measure quality on.")
 @click.option("--max-kl", type=float, help="Refuse above this mean KL divergence (nats).")
 @click.option("--min-top1", type=float, help="Refuse below this share of equal top tokens (0-1).")
 @click.option("--sources/--no-sources", default=None, help="Measure each source of error alone.")
@@ -87,23 +99,7 @@ def command(
     checkpoint: str,
     out: Path,
     target: str,
-    bits: int,
-    group_size: int,
-    head_bits: int,
-    embedding_bits: int,
-    kv_bits: int | None,
-    kv_h_bits: int | None,
-    dtype: str,
-    method: str,
-    rotate: bool,
-    target_bits: float | None,
-    calibrate_kv: bool | None,
-    calibration: Path | None,
-    calibration_tokens: int,
     work: Path | None,
-    gguf_type: str,
-    contexts: tuple[int, ...],
-    norm_op: bool,
     max_seq_len: int | None,
     revision: str | None,
     offline: bool,
@@ -113,51 +109,31 @@ def command(
     sources: bool | None,
     no_report: bool,
     force: bool,
+    **options: Any,
 ) -> None:
     """Convert CHECKPOINT, a directory or a Hugging Face id, into a bundle for a device."""
-    from .cli_eval import quality_lines
     from .convert import export
-    from .recipe import Calibration, Recipe, named_method
-    from .report import Gate
+    from .evaluate.cli_eval import quality_lines
+    from .evaluate.report import Gate
 
-    _refuse_given(OF_RECIPES if target == "gguf" else ("gguf_type",), target)
-    if kv_bits is None:
-        kv_bits = 32 if target == "executorch" else 8
-    recipe = Recipe(
-        bits,
-        group_size,
-        head_bits,
-        embedding_bits,
-        kv_bits,
-        dtype,
-        named_method(method),
-        rotate,
-        target_bits,
-        calibrate_kv,
-        Calibration(calibration, calibration_tokens),
-        kv_h_bits,
-    )
+    chosen = _target(target, options)
     gate = Gate(eval_data, max_kl, min_top1, sources=sources)
     if no_report and gate.demands:
         raise click.UsageError("--max-kl and --min-top1 need the report; leave out --no-report")
-
     bundle = export(
         checkpoint,
         out,
-        target,
-        recipe=recipe,
+        chosen,
         work=work,
-        gguf_type=gguf_type,
-        norm_op=norm_op,
-        contexts=contexts,
         max_seq_len=max_seq_len,
         revision=revision,
         offline=offline,
         force=force,
         gate=None if no_report else gate,
     )
-    if target == "onnx" and bits < 16 and (padded := _padded(bundle.manifest.model, group_size)):
-        click.echo(f"group size {group_size} does not divide rows of {padded}: they are padded")
+    if target == "onnx" and (padded := _padded(bundle.manifest.model, chosen.recipe)):
+        group = chosen.recipe.group_size
+        click.echo(f"group size {group} does not divide rows of {padded}: they are padded")
     if not no_report:
         click.echo("\n".join(quality_lines(bundle.manifest.quality)))
     size = sum(file.size for file in bundle.manifest.files.values())
@@ -165,18 +141,33 @@ def command(
     click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")
 
 
-def _refuse_given(options: tuple[str, ...], target: str) -> None:
-    """Raise HRMEdgeError if one of `options`, which say nothing to `target`, stands there."""
+def _target(name: str, options: dict[str, Any]) -> "Target":
+    """The target with the options that stand on the command line; the others are its defaults."""
+    from .targets import named_target, refuse_foreign
+
+    given = {}
     context = click.get_current_context()
     for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name in options and source is click.core.ParameterSource.COMMANDLINE:
-            then = "--type says how its tensors are stored" if target == "gguf" else "use -t gguf"
-            raise HRMEdgeError(f"{option.opts[0]} does not apply to -t {target}; {then}")
+        key = option.name or ""
+        if key in options and context.get_parameter_source(key) is _COMMANDLINE:
+            refuse_foreign("calibration" if key in _CALIBRATION else key, name, option.opts[0])
+            given[key] = options[key]
+    data, tokens = (given.pop(key, None) for key in _CALIBRATION)
+    if data is not None or tokens is not None:
+        given["calibration"] = Calibration(data, Calibration.tokens if tokens is None else tokens)
+    if "method" in given:
+        given["method"] = named_method(given["method"])
+    return named_target(name, **given)
 
 
-def _padded(config: "HRMTextConfig", group_size: int) -> str:
+_COMMANDLINE = click.core.ParameterSource.COMMANDLINE
+_CALIBRATION = ("calibration", "calibration_tokens")
+
+
+def _padded(config: "HRMTextConfig", recipe: Recipe) -> str:
     """The lengths of the linears' rows that end in a group that is not full; "" if none does."""
+    if recipe.bits >= 16:
+        return ""
     shapes = config.tensor_shapes()
-    rows = {shapes[name][1] for name in shapes if "_module" in name}
-    return " and ".join(str(k) for k in sorted(rows) if k % group_size)
+    rows = {shapes[name][1] for name in shapes if is_linear(name)}
+    return " and ".join(str(k) for k in sorted(rows) if k % recipe.group_size)

@@ -13,7 +13,8 @@ STAGES = ("auto", "linear", "layer", "stack", "model")
 ORDERS = ("LH", "HL")
 
 
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise HRMEdgeError if `value` is none of `allowed`."""
     if value not in allowed:
         known = ", ".join(map(str, allowed))
         raise HRMEdgeError(f"{name} is {value!r}, expected one of {known}")
@@ -57,9 +58,9 @@ class GPTQ:
     drift: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of("gptq passes", self.passes, PASSES)
-        _one_of("gptq stage", self.stage, STAGES)
-        _one_of("gptq order", self.order, ORDERS)
+        one_of("gptq passes", self.passes, PASSES)
+        one_of("gptq stage", self.stage, STAGES)
+        one_of("gptq order", self.order, ORDERS)
         if not self.damping > 0 or self.rounds < 1:
             raise HRMEdgeError(
                 f"gptq damping is {self.damping} and rounds {self.rounds}, expected more than 0"
@@ -67,6 +68,35 @@ class GPTQ:
 
 
 Method = RTN | HQQ | GPTQ
+
+
+def method_name(method: Method) -> str:
+    """The name by which METHODS, the command line and a manifest know `method`."""
+    kind = type(method).__name__.lower()
+    return kind if getattr(method, "symmetric", True) else f"{kind}-asym"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one tensor is stored, as the kernel that reads it wants it.
+
+    Below 16 `bits` as codes, `group_size` weights of a row sharing a scale of the type `scales`;
+    else as `dtype`. `symmetric`: zero is the middle code. `positive`: no scale is below zero, nor
+    zero. `ggml`: rounded as llama.cpp rounds, to whose blocks there is no search.
+    """
+
+    bits: int
+    group_size: int = 0
+    dtype: str = "float32"
+    symmetric: bool = True
+    positive: bool = False
+    scales: str = "float32"
+    ggml: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the tensor is stored as codes."""
+        return self.bits < 16
 
 
 @dataclass(frozen=True)
@@ -129,7 +159,7 @@ class Recipe:
         if self.target_bits is not None and not self.bits <= self.target_bits <= 8:
             raise HRMEdgeError(f"target_bits is {self.target_bits}, expected {self.bits} to 8")
         if self.kv_h_bits is not None:
-            _one_of("kv_h_bits", self.kv_h_bits, (4, 8))
+            one_of("kv_h_bits", self.kv_h_bits, (4, 8))
             if self.kv_bits >= 16:
                 raise HRMEdgeError(
                     f"kv_h_bits is {self.kv_h_bits}, but kv_bits is {self.kv_bits}, so the KV "
@@ -144,8 +174,7 @@ class Recipe:
     @property
     def method_name(self) -> str:
         """The method's name in a manifest."""
-        kind = type(self.method).__name__.lower()
-        return kind if getattr(self.method, "symmetric", True) else f"{kind}-asym"
+        return method_name(self.method)
 
     @property
     def needs_data(self) -> bool:
@@ -160,5 +189,5 @@ METHODS |= {"gptq": GPTQ(), "gptq-asym": GPTQ(symmetric=False)}
 
 def named_method(name: str) -> Method:
     """The method of that name. Raises HRMEdgeError naming the known ones."""
-    _one_of("method", name, tuple(METHODS))
+    one_of("method", name, tuple(METHODS))
     return METHODS[name]

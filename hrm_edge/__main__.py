@@ -12,12 +12,12 @@ from hrm_edge.errors import HRMEdgeError
 VERBS = {
     "demo": "hrm_edge.cli_demo",
     "export": "hrm_edge.export.cli_export",
-    "eval": "hrm_edge.export.cli_eval",
+    "eval": "hrm_edge.export.evaluate.cli_eval",
     "inspect": "hrm_edge.cli_inspect",
-    "generate": "hrm_edge.runtime.cli_generate",
-    "chat": "hrm_edge.runtime.cli_chat",
-    "serve": "hrm_edge.runtime.cli_serve",
-    "bench": "hrm_edge.runtime.cli_bench",
+    "generate": "hrm_edge.runtime.cli.generate",
+    "chat": "hrm_edge.runtime.cli.chat",
+    "serve": "hrm_edge.runtime.cli.serve",
+    "bench": "hrm_edge.runtime.cli.bench",
     "train": "hrm_edge.training.cli_train",
     "score": "hrm_edge.training.cli_score",
     "import": "hrm_edge.training.cli_import",
@@ -27,7 +27,7 @@ EXTRAS = {
     "executorch": ("executorch", "torchao"),
     "train": ("matplotlib", "tensorboard", "torch", "yaml"),
     "chat": ("jinja2",),
-    "serve": ("starlette", "uvicorn"),
+    "serve": ("msgspec", "starlette", "uvicorn"),
     "guided": ("llguidance",),
 }
 

@@ -13,10 +13,10 @@ from typing import Any
 from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import sha256
+from hrm_edge.names import MANIFEST
 from hrm_edge.progress import track
 from hrm_edge.prompt import ANSWER_END, CONDITIONS, PROMPT_END, PROMPT_START
 
-MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 PROMPT_FORMAT = {
     "start": PROMPT_START,
@@ -33,7 +33,7 @@ class Quantization:
     Bits of 32 or 16 mean `dtype`, which activations and scales have too.
 
     `mean_bits` is that of the stacks' linears, where some have more than `bits`; `rotated` says
-    that the residual stream is turned (export/rotation.py), which only a comparison needs to know.
+    that the residual stream is turned (export/quantize/rotation.py), which only a comparison needs.
     """
 
     bits: int

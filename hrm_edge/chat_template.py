@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypedDict
 
 from hrm_edge.config import read_json_object
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import CHAT_TEMPLATE, TOKENIZER_CONFIG
 
 PLAIN = ("(one)", "(two)", "(three)", "(four)", "(five)")
 ODD = ('1. "a" <b>\n& {{c}}', "é\\n😀 d", "e'f\n\n`g`", "# h", "I\ti")
@@ -68,12 +69,12 @@ class ChatTemplate:
 
 def read_chat_template(directory: Path) -> ChatTemplate | None:
     """The template of chat_template.jinja or tokenizer_config.json, if there is one."""
-    path, config = directory / "tokenizer_config.json", dict[str, Any]()
+    path, config = directory / TOKENIZER_CONFIG, dict[str, Any]()
     if path.is_file():
         config = read_json_object(path)
     source = config.get("chat_template")
-    if (directory / "chat_template.jinja").is_file():
-        path = directory / "chat_template.jinja"
+    if (directory / CHAT_TEMPLATE).is_file():
+        path = directory / CHAT_TEMPLATE
         source = path.read_text(encoding="utf-8")
     if isinstance(source, list):  # several, by name
         source = next((t["template"] for t in source if t.get("name") == "default"), None)

@@ -16,22 +16,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hrm_edge import names
 from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import new_directory
+from hrm_edge.names import TOKENIZER_FILES
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
 SHARD_BYTES = 4 << 30
 SPLIT = {  # fused projection -> the parts it stacks along the rows, in order
-    "attn.gqkv_proj": tuple(f"self_attn.{part}_proj" for part in ("gate", "q", "k", "v")),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "attn.o_proj": ("self_attn.o_proj",),
+    names.GQKV: tuple(f"self_attn.{part}_proj" for part in ("gate", "q", "k", "v")),
+    names.GATE_UP: ("mlp.gate_proj", "mlp.up_proj"),
+    names.OUT: ("self_attn.o_proj",),
 }
 
 
@@ -50,7 +46,7 @@ class Checkpoint:
         path = Path(path)
         if not path.is_dir():
             raise HRMEdgeError(f"{path}: no such checkpoint directory")
-        config = HRMTextConfig.from_file(path / "config.json")
+        config = HRMTextConfig.from_file(path / names.CONFIG)
         files = _tensor_files(path)
         stored = _stored_shapes(files)
         parts, problems = _match(config, stored)
@@ -65,7 +61,7 @@ class Checkpoint:
 
         Raises HRMEdgeError if an id is none of the vocabulary's.
         """
-        path = self.path / "generation_config.json"
+        path = self.path / names.GENERATION_CONFIG
         named = read_json_object(path).get("eos_token_id") if path.is_file() else None
         if named is None:
             return self.config.eos_token_ids
@@ -135,7 +131,7 @@ def write_checkpoint(
         ]
         _name_shards(partial, shards)
         raw = config.to_dict() | {"dtype": dtype}
-        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        (partial / names.CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
         if tokenizer is not None:
             copy_tokenizer(Path(tokenizer), partial)
         Checkpoint.open(partial)
@@ -150,7 +146,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _tensor_files(path: Path) -> dict[str, Path]:
-    index = path / "model.safetensors.index.json"
+    index = path / names.WEIGHTS_INDEX
     if index.is_file():
         weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
@@ -160,9 +156,9 @@ def _tensor_files(path: Path) -> dict[str, Path]:
         if absent:
             raise HRMEdgeError(f"{path}: missing {', '.join(absent)}, which {index.name} lists")
         return {name: path / shard for name, shard in weight_map.items()}
-    single = path / "model.safetensors"
+    single = path / names.WEIGHTS
     if not single.is_file():
-        raise HRMEdgeError(f"{path}: no model.safetensors and no model.safetensors.index.json")
+        raise HRMEdgeError(f"{path}: no {names.WEIGHTS} and no {names.WEIGHTS_INDEX}")
     with _opened(single) as file:
         return dict.fromkeys(file.keys(), single)
 
@@ -211,7 +207,7 @@ def _match(
                 misshapen.append(f"{part} is {stored[part]}, expected {expected}")
     used = {part for found in parts.values() for part in found}
     if config.tie_word_embeddings:
-        used.add("lm_head.weight")  # some writers store the tied copy; the embedding is what counts
+        used.add(names.HEAD)  # some writers store the tied copy; the embedding is what counts
     odd = [name for name in stored if name not in used and not missing]
     labelled = {"missing": missing, "misshapen": misshapen, "unexpected": odd}
     return parts, [f"{label} {_listed(names)}" for label, names in labelled.items() if names]
@@ -255,12 +251,12 @@ def _write_shard(out: Path, number: int, shard: dict[str, np.ndarray]) -> tuple[
 
 def _name_shards(out: Path, shards: list[tuple[Path, list[str]]]) -> None:
     if len(shards) == 1:
-        shards[0][0].rename(out / "model.safetensors")
+        shards[0][0].rename(out / names.WEIGHTS)
         return
     weight_map: dict[str, str] = {}
-    for i, (path, names) in enumerate(shards, start=1):
+    for i, (path, held) in enumerate(shards, start=1):
         target = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         path.rename(out / target)
-        weight_map |= dict.fromkeys(names, target)
+        weight_map |= dict.fromkeys(held, target)
     index = {"metadata": {}, "weight_map": weight_map}
-    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (out / names.WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")

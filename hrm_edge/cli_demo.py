@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import ONNX_DATA, WEIGHTS
 
 SHIPPED = files("hrm_edge") / "data" / "hrm_tiny"
 LEAST_AGREEMENT = 0.9  # of top-1 tokens with the reference; int4 of the shipped model has more
@@ -42,8 +43,8 @@ def _export(shipped: Path, out: Path) -> Any:
     started = time.perf_counter()
     bundle = importlib.import_module("hrm_edge.export").export(shipped, out)
     seconds = time.perf_counter() - started
-    before = (shipped / "model.safetensors").stat().st_size / 1e6
-    after = bundle.manifest.files["model.onnx.data"].size / 1e6
+    before = (shipped / WEIGHTS).stat().st_size / 1e6
+    after = bundle.manifest.files[ONNX_DATA].size / 1e6
     parameters = sum(bundle.manifest.model.parameters.values()) / 1e6
     click.echo(
         f"hrm-tiny, {parameters:.2f} M parameters: {before:.2f} MB of bf16 weights became "

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from hrm_edge.bundle import MANIFEST, Bundle, KVCache, Quantization
+from hrm_edge.bundle import Bundle, KVCache, Quantization
 from hrm_edge.config import HRMTextConfig
+from hrm_edge.names import MANIFEST
 
 
 @click.command()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hrm_edge import names
 from hrm_edge.errors import HRMEdgeError
-
-STACKS = ("L", "H")
+from hrm_edge.names import STACKS
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,16 @@ class HRMTextConfig:
         """Name and shape of every tensor of a checkpoint in the hub's (fused) form."""
         d, a, f = self.hidden_size, self.attention_size, self.intermediate_size
         shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, d),
-            "model.z_L_init": (d,),
+            names.EMBEDDING: (self.vocab_size, d),
+            names.Z_L_INIT: (d,),
         }
         if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, d)
+            shapes[names.HEAD] = (self.vocab_size, d)
         for stack in STACKS:
             for i in range(self.layers_per_stack):
-                block = f"model.{stack}_module.layers.{i}."
-                shapes[block + "attn.gqkv_proj.weight"] = (4 * a, d)
-                shapes[block + "attn.o_proj.weight"] = (d, a)
-                shapes[block + "mlp.gate_up_proj.weight"] = (2 * f, d)
-                shapes[block + "mlp.down_proj.weight"] = (d, f)
+                sizes = {names.GQKV: (4 * a, d), names.OUT: (d, a)}
+                sizes |= {names.GATE_UP: (2 * f, d), names.DOWN: (d, f)}
+                shapes |= {names.linear(stack, i, part): size for part, size in sizes.items()}
         return shapes
 
     @classmethod

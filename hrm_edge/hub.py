@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from hrm_edge.checkpoint import TOKENIZER_FILES
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import CONFIG, TOKENIZER_FILES, WEIGHTS_INDEX
 
-PATTERNS = ("config.json", "*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES)
+PATTERNS = (CONFIG, "*.safetensors", WEIGHTS_INDEX, *TOKENIZER_FILES)
 
 
 def resolve(source: str | Path, revision: str | None = None, offline: bool = False) -> Path:

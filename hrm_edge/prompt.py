@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.decoders import DecodeStream
 
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import TOKENIZER
 
 PROMPT_START = "<|im_start|>"
 PROMPT_END = "<|im_end|>"
@@ -59,7 +60,7 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         """Load `path`, a tokenizer.json or a directory that holds one. Raises HRMEdgeError."""
-        path = path / "tokenizer.json" if path.is_dir() else path
+        path = path / TOKENIZER if path.is_dir() else path
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):

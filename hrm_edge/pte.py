@@ -19,10 +19,9 @@ import numpy as np
 
 from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import PTE_DATA, program
 from hrm_edge.quiet import quiet_imports
 
-MODEL = "model.pte"  # in a bundle; the program whose cache holds max_seq_len tokens
-DATA = "model.ptd"  # what the programs of a bundle share, if there are several
 OPERATORS = {  # beyond ExecuTorch's own -> the module whose import registers them
     "llama::custom_sdpa.out": "executorch.extension.llm.custom_ops.custom_ops",
     "llama::update_cache.out": "executorch.extension.llm.custom_ops.custom_ops",
@@ -30,7 +29,7 @@ OPERATORS = {  # beyond ExecuTorch's own -> the module whose import registers th
     "quantized_decomposed::embedding_byte.out": "executorch.kernels.quantized",
 }
 LIBRARY = "HRM_EDGE_OPERATORS"
-MAGIC_NORM = "hrm::magic_norm.out"  # of export/magic_norm.cpp
+MAGIC_NORM = "hrm::magic_norm.out"  # of export/to_executorch/magic_norm.cpp
 CHATTER = ("cpuinfo_utils.cpp", "threadpool.cpp")  # logs on every load, of no use to anyone
 
 
@@ -48,19 +47,14 @@ class Program:
 
         Raises HRMEdgeError if ExecuTorch lacks operators or refuses the program.
         """
-        path = directory / program_name(manifest, manifest.context_for(tokens))
-        data = directory / DATA if manifest.contexts else None
+        path = directory / program(manifest.context_for(tokens), manifest.max_seq_len)
+        data = directory / PTE_DATA if manifest.contexts else None
         made_by = manifest.made_by.get("executorch", "an unknown version")
         self._module = _load(path, data, made_by, threads or os.cpu_count() or 1)
 
     def __call__(self, ids: Sequence[int], start: int) -> np.ndarray:
         """Append `ids` to the first `start` tokens; logits [V] of the last one, float32."""
         return _forward(self._module, ids, start)
-
-
-def program_name(manifest: Manifest, context: int) -> str:
-    """The file of the program whose cache holds `context` tokens."""
-    return MODEL if context == manifest.max_seq_len else f"model-{context}.pte"
 
 
 def _load(path: Path, data: Path | None, made_by: str, threads: int) -> Any:
@@ -114,7 +108,8 @@ def _failure(path: Path, log: str, error: Exception, made_by: str) -> HRMEdgeErr
     if found and found[1] == MAGIC_NORM:
         return Unavailable(
             f"{path}: {MAGIC_NORM} is missing; build its library (python -m "
-            f"hrm_edge.export.magic_norm_op -o FILE) and name it in the environment: {LIBRARY}=FILE"
+            "hrm_edge.export.to_executorch.magic_norm_op -o FILE) and name it in the environment: "
+            f"{LIBRARY}=FILE"
         )
     if found:
         return Unavailable(

@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from hrm_edge import memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 
-from .session import Session, open_session
-from .threads import default_threads
+from .session.loading import Loading
+from .session.opening import open_session
+from .session.protocol import Session
+from .session.threads import default_threads
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,7 @@ class Bench:
         cls,
         path: Path,
         tests: Sequence[Test],
-        threads: int | None,
-        h_cycles: int | None = None,
-        provider: str = "cpu",
-        weight_cache: Path | None = None,
+        loading: Loading,
     ) -> "Bench":
         """Load `path` with as much context as `tests` need. Raises HRMEdgeError."""
         bundle = Bundle.open(path)
@@ -101,7 +100,7 @@ class Bench:
                 f"the tests need {context} tokens of context, {path} has {manifest.max_seq_len}; "
                 "use a smaller -p, -n or -d"
             )
-        session = open_session(bundle, threads, context, h_cycles, provider, weight_cache)
+        session = open_session(bundle, replace(loading, max_context=context))
         facts = {
             "model": path.resolve().name,
             "model_size": sum(file.size for file in manifest.files.values()),
@@ -110,9 +109,9 @@ class Bench:
             "group_size": manifest.quantization.group_size,
             "kv_bits": manifest.kv_cache.bits,
             "kv_h_bits": manifest.kv_cache.h_bits,
-            "h_cycles": h_cycles or manifest.model.H_cycles,
-            "provider": provider,
-            "n_threads": threads or default_threads() or 0,
+            "h_cycles": loading.h_cycles or manifest.model.H_cycles,
+            "provider": loading.provider,
+            "n_threads": loading.threads or default_threads() or 0,
         }
         return cls(session, facts, manifest.model.vocab_size)
 

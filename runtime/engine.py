@@ -7,21 +7,25 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from hrm_edge import memory
 from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.chat_template import ChatTemplate, Message, read_chat_template
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import TOKENIZER
 from hrm_edge.prompt import Tokenizer
 
-from . import store
 from .chat import format_chat
-from .fit import shortage
 from .guided import Constraint, Guide
 from .processors import make_processors
 from .sampling import Choice, make_chooser, make_sampler
-from .session import Cancelled, Session, at_depth, open_session
+from .session import prompt_cache
+from .session.fit import shortage
+from .session.loading import CPU, Loading
+from .session.opening import at_depth, open_session
+from .session.protocol import Cancelled, Session
+from .session.weight_cache import drop_damaged
 from .settings import Options, Settings, in_range
 from .speculation import (
     CanDraft,
@@ -34,7 +38,6 @@ from .speculation import (
     lookups,
 )
 from .stopping import StopText
-from .weight_cache import drop_damaged
 
 __all__ = [
     "Cancelled",
@@ -195,11 +198,11 @@ class Model:
 
     def save_prefix(self, path: str | Path) -> None:
         """Write the last prompt's cache to `path`. Raises HRMEdgeError."""
-        store.save(Path(path), self.session, self.manifest)
+        prompt_cache.save(Path(path), self.session, self.manifest)
 
     def restore_prefix(self, path: str | Path) -> None:
         """Read what `save_prefix` wrote: that prompt then needs no prefill. Raises HRMEdgeError."""
-        store.restore(Path(path), self.session, self.manifest)
+        prompt_cache.restore(Path(path), self.session, self.manifest)
 
     def cancel(self) -> None:
         """From another thread: end the call under way; the answer's iterator raises Cancelled."""
@@ -303,49 +306,56 @@ class _Clock:
         )
 
 
-def load(
-    path: str | Path,
-    *,
-    threads: int | None = None,
-    max_context: int | None = None,
-    verify: bool = False,
-    draft: str | Path | None = None,
-    strict: bool = False,
-    h_cycles: int | None = None,
-    provider: str = "cpu",
-    weight_cache: str | Path | None = None,
-) -> Model:
-    """Load a bundle. `threads` None leaves the choice to the engine (one per physical core).
+class LoadOptions(TypedDict, total=False):
+    """Keyword arguments of `load`; see session/loading.py for meanings and defaults."""
 
-    `max_context` bounds prompt and answer together, in tokens; `verify` hashes every file first;
-    `draft` is a smaller bundle with the same tokenizer that drafts tokens for this one, or "self":
-    then the model's own first H cycle drafts. `strict` refuses what by estimate will not fit into
-    memory with its context full. `h_cycles` runs only so many H cycles, at a loss of quality.
-    `provider` names what ONNX Runtime computes with: cpu, cuda or what else is installed.
-    `weight_cache` is a directory to keep weights in as this machine packs them: less memory.
-    Raises HRMEdgeError if a bundle is damaged, cannot be run here, or does not fit.
+    threads: int | None
+    max_context: int | None
+    verify: bool
+    strict: bool
+    draft: str | Path | None
+    h_cycles: int | None
+    provider: str
+    weight_cache: str | Path | None
+
+
+def load(
+    bundle: str | Path | Bundle, loading: Loading | None = None, **options: Unpack[LoadOptions]
+) -> Model:
+    """Load a bundle, as `loading` says or as `options` do; see Loading.
+
+    Raises HRMEdgeError if the bundle is damaged, cannot be run here, or does not fit.
     """
-    if threads is not None:
-        in_range("threads", threads, threads >= 1, "1 or more")
-    bundle = Bundle.open(Path(path), verify)
-    if strict and provider == "cpu" and (short := shortage(bundle.path, max_context)):
+    how = _loading(options) if loading is None else loading
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.open(Path(bundle), how.verify)
+    if how.strict and how.provider == CPU and (short := shortage(bundle, how.max_context)):
         raise HRMEdgeError(short)
-    tokenizer = _tokenizer(bundle)
-    template = read_chat_template(bundle.path)
-    cache = None if weight_cache is None else Path(weight_cache)
-    if cache is not None and verify:
-        drop_damaged(bundle.manifest, cache)
-    session = open_session(bundle, threads, max_context, h_cycles, provider, cache)
+    tokenizer, template = _tokenizer(bundle), read_chat_template(bundle.path)
+    if how.weight_cache is not None and how.verify:
+        drop_damaged(bundle.manifest, how.weight_cache)
+    session = open_session(bundle, how)
     drafter = None
-    if draft == SELF:
+    if how.draft == SELF:
         drafter = _own_first_cycle(session, bundle.path)
-    elif draft is not None:
-        drafter = load(draft, threads=threads, verify=verify, provider=provider, weight_cache=cache)
-        _same_tokenizer(Path(path), Path(draft))
-    manifest = at_depth(bundle, h_cycles).manifest
+    elif how.draft is not None:
+        drafter = load(how.draft, replace(how, max_context=None, draft=None, h_cycles=None))
+        _same_tokenizer(bundle.path, Path(how.draft))
+    manifest = at_depth(bundle, how.h_cycles).manifest
     vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids
-    guide = Guide(bundle.path / "tokenizer.json", vocabulary, ends)
+    guide = Guide(bundle.path / TOKENIZER, vocabulary, ends)
     return Model(session, tokenizer, manifest, template, drafter, guide)
+
+
+def _loading(options: LoadOptions) -> Loading:
+    known = Loading.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise HRMEdgeError(f"unknown option {name!r}; known are {', '.join(known)}", name)
+    given: dict[str, Any] = dict(options)
+    if given.get("weight_cache") is not None:
+        given["weight_cache"] = Path(given["weight_cache"])
+    return Loading(**given)
 
 
 def _tokenizer(bundle: Bundle) -> Tokenizer:
@@ -369,5 +379,5 @@ def _own_first_cycle(session: Session, path: Path) -> CanDraft:
 
 
 def _same_tokenizer(path: Path, draft: Path) -> None:
-    if (path / "tokenizer.json").read_bytes() != (draft / "tokenizer.json").read_bytes():
+    if (path / TOKENIZER).read_bytes() != (draft / TOKENIZER).read_bytes():
         raise HRMEdgeError(f"{draft}: its tokenizer is not {path}'s, so it cannot draft for it")

@@ -1,22 +1,61 @@
 """What a caller may ask of an answer, and the one-line refusal of what cannot be.
 
+`Settings` is the table of answer options: name, type, range, default and help stand there and
+nowhere else in Python. The command line (cli/options.py) and the server's request schema
+(server/wire/requests.py) are made from it; spec/options.json holds the other languages to it.
 Knows nothing of sessions; ranges that depend on a model are checked where the model is known.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import parse_conditions
 
-MOST_LOGPROBS = 20
 MOST_STOPS = 16
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+
+
+@dataclass(frozen=True)
+class Option:
+    """Help and range of an option: `low` to `high`, without `low` itself if `above`, and so on.
+
+    `means` says what one of the values stands for; `expected` replaces the range in words.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    means: str = ""
+    words: str = ""
+
+    @property
+    def expected(self) -> str:
+        """The range in words: "0 to 100 (0: greedy)"."""
+        low, high = (None if end is None else f"{end:g}" for end in (self.low, self.high))
+        if self.words:
+            return self.words
+        if high is None:
+            span = f"more than {low}" if self.above else f"{low} or more"
+        elif self.above:
+            span = f"more than {low}, {'less than' if self.below else 'at most'} {high}"
+        else:
+            span = f"{low} to {'less than ' if self.below else ''}{high}"
+        return f"{span} ({self.means})" if self.means else span
+
+    def holds(self, value: float) -> bool:
+        """Whether the number `value` is in range."""
+        enough = self.low is None or (value > self.low if self.above else value >= self.low)
+        few = self.high is None or (value < self.high if self.below else value <= self.high)
+        return enough and few
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of `generate` and `stream`; see Settings for meanings and defaults."""
+    """Keyword arguments of `generate` and `stream`: the fields of Settings, all optional."""
 
     condition: str
     max_tokens: int
@@ -41,41 +80,80 @@ class Options(TypedDict, total=False):
 class Settings:
     """How to answer. Raises HRMEdgeError for a value out of range."""
 
-    condition: str = "direct"  # of direct, cot, noisy, synth; several joined by commas
-    max_tokens: int = 256
-    temperature: float = 0.0  # 0 is greedy
-    top_k: int = 0  # 0 keeps all
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    repetition_penalty: float = 1.0  # over prompt and answer, as in transformers; 1 is off
-    presence_penalty: float = 0.0  # over the answer, subtracted once per token seen; OpenAI's
-    frequency_penalty: float = 0.0  # over the answer, subtracted per occurrence; OpenAI's
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
-    stop: str | Sequence[str] = ()  # strings that end an answer and are no part of it
-    logprobs: int | None = None  # how many likeliest tokens to report beside the drawn one's
-    speculate: bool = True  # draft tokens where measured to pay; never changes what is drawn
-    json_schema: str | Mapping[str, Any] | None = None  # of these three at most one
-    regex: str | None = None
-    grammar: str | None = None  # Lark, as llguidance reads it
+    condition: Annotated[
+        str, Option("What the model is told: direct, cot, noisy, synth, joined by commas.")
+    ] = "direct"
+    max_tokens: Annotated[
+        int, Option("Most tokens of an answer; the context may hold fewer.", low=1)
+    ] = 256
+    temperature: Annotated[float, Option("How far draws spread.", 0, 100, means="0: greedy")] = 0.0
+    top_k: Annotated[int, Option("Keep this many likeliest tokens.", low=0, means="0: off")] = 0
+    top_p: Annotated[
+        float,
+        Option("Keep the likeliest tokens that make up this share.", 0, 1, True, means="1: off"),
+    ] = 1.0
+    min_p: Annotated[
+        float,
+        Option("Drop tokens below this share of the likeliest.", 0, 1, below=True, means="0: off"),
+    ] = 0.0
+    seed: Annotated[int | None, Option("The same seed gives the same sample.", low=0)] = None
+    repetition_penalty: Annotated[
+        float, Option("Over prompt and answer.", 0, 10, True, means="1: off")
+    ] = 1.0
+    presence_penalty: Annotated[
+        float, Option("Subtracted once from tokens of the answer.", -2, 2, means="0: off")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Option("Subtracted for each time a token occurred.", -2, 2, means="0: off")
+    ] = 0.0
+    logit_bias: Annotated[
+        Mapping[int, float],
+        Option("Added to tokens' logits.", -100, 100, words="token ids with numbers, -100 to 100"),
+    ] = field(default_factory=dict)
+    stop: Annotated[
+        str | Sequence[str],
+        Option(
+            "Strings that end an answer and are no part of it.",
+            words=f"a string that is not empty, or at most {MOST_STOPS} of them",
+        ),
+    ] = ()
+    logprobs: Annotated[
+        int | None,
+        Option("Log-probabilities, and of how many likely tokens.", 0, 20, means="0: its own"),
+    ] = None
+    speculate: Annotated[bool, Option("Draft tokens where it pays.", words="True or False")] = True
+    json_schema: Annotated[
+        str | Mapping[str, Any] | None,
+        Option("Answer with JSON of this schema.", words="a JSON schema"),
+    ] = None
+    regex: Annotated[
+        str | None,
+        Option("Answer with text that matches.", words="a regular expression"),
+    ] = None
+    grammar: Annotated[
+        str | None,
+        Option("Answer with text of this grammar, in Lark.", words="a Lark grammar"),
+    ] = None
 
     def __post_init__(self) -> None:
         in_range("condition", self.condition, isinstance(self.condition, str), "a string")
         parse_conditions(self.condition)
-        for name, (accepts, expected) in RULES.items():
+        for name, row in TABLE.items():
             value = getattr(self, name)
-            in_range(name, value, accepts(value), expected)
-        given = [n for n in ("json_schema", "regex", "grammar") if getattr(self, n) is not None]
+            in_range(name, value, _accepts(name, row, value), row.option.expected)
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise HRMEdgeError(f"{given[0]} and {given[1]} are both given, expected one constraint")
+            raise HRMEdgeError(
+                f"{given[0]} and {given[1]} are both given, expected one constraint", given[1]
+            )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
         """Settings from keyword arguments. Raises HRMEdgeError for an unknown name."""
-        known = [f.name for f in fields(cls)]
         for name in options:
-            if name not in known:
-                raise HRMEdgeError(f"unknown option {name!r}; known are {', '.join(known)}")
+            if name not in TABLE:
+                known = ", ".join(TABLE)
+                raise HRMEdgeError(f"unknown option {name!r}; known are {known}", name)
         return cls(**options)
 
     @property
@@ -84,14 +162,56 @@ class Settings:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `optional`: None is a value too, and the default."""
+
+    kind: Any  # int, float, bool, str, or a generic type
+    optional: bool
+    default: Any
+    option: Option
+
+
+def _table() -> dict[str, Row]:
+    """The rows of Settings by name, read off its annotations."""
+    hints = get_type_hints(Settings, include_extras=True)
+    rows: dict[str, Row] = {}
+    for each in fields(Settings):
+        kind, option = get_args(hints[each.name])
+        kinds = get_args(kind)
+        optional = type(None) in kinds
+        if optional and len(kinds) == 2:
+            kind = kinds[0]
+        default = {} if each.name == "logit_bias" else each.default
+        rows[each.name] = Row(kind, optional, default, option)
+    return rows
+
+
+TABLE = _table()
+MOST_LOGPROBS = int(TABLE["logprobs"].option.high or 0)
+
+
 def in_range(name: str, value: object, ok: bool, expected: str) -> None:
     """Raise the HRMEdgeError for a `value` that is not `ok`."""
     if not ok:
         shown = value if isinstance(value, int | float) else repr(value)
-        raise HRMEdgeError(f"{name} is {shown}, expected {expected}")
+        raise HRMEdgeError(f"{name} is {shown}, expected {expected}", name)
 
 
-Rule = tuple[Callable[[Any], bool], str]
+def _accepts(name: str, row: Row, value: Any) -> bool:
+    if value is None:
+        return row.optional
+    if row.kind is bool:
+        return isinstance(value, bool)
+    if row.kind in (int, float):
+        return (_whole(value) if row.kind is int else _number(value)) and row.option.holds(value)
+    if name == "stop":
+        return _is_stop(value)
+    if name == "logit_bias":
+        if not isinstance(value, Mapping):
+            return False
+        return all(_whole(k) and _number(v) and row.option.holds(v) for k, v in value.items())
+    return isinstance(value, str) or (name == "json_schema" and isinstance(value, Mapping))
 
 
 def _number(value: Any) -> bool:
@@ -107,34 +227,3 @@ def _is_stop(value: Any) -> bool:
     found = (value,) if isinstance(value, str) else value
     listed = isinstance(found, list | tuple) and len(found) <= MOST_STOPS
     return listed and all(isinstance(s, str) and s for s in found)
-
-
-def _is_bias(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_whole(k) and _number(v) for k, v in value.items())
-
-
-def _text(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-RULES: dict[str, Rule] = {
-    "max_tokens": (lambda v: _whole(v) and v >= 1, "1 or more"),
-    "temperature": (lambda v: _number(v) and v >= 0, "0 (greedy) or more"),
-    "top_k": (lambda v: _whole(v) and v >= 0, "0 (off) or more"),
-    "top_p": (lambda v: _number(v) and 0 < v <= 1, "more than 0, at most 1 (off)"),
-    "min_p": (lambda v: _number(v) and 0 <= v < 1, "0 (off) to less than 1"),
-    "seed": (lambda v: v is None or (_whole(v) and v >= 0), "0 or more"),
-    "repetition_penalty": (lambda v: _number(v) and 0 < v <= 10, "more than 0, at most 10; 1: off"),
-    "presence_penalty": (lambda v: _number(v) and -2 <= v <= 2, "-2 to 2 (0: off)"),
-    "frequency_penalty": (lambda v: _number(v) and -2 <= v <= 2, "-2 to 2 (0: off)"),
-    "logit_bias": (_is_bias, "token ids with finite numbers"),
-    "stop": (_is_stop, f"a string that is not empty, or at most {MOST_STOPS} of them"),
-    "logprobs": (
-        lambda v: v is None or (_whole(v) and 0 <= v <= MOST_LOGPROBS),
-        f"0 (the drawn token's alone) to {MOST_LOGPROBS}",
-    ),
-    "speculate": (lambda v: isinstance(v, bool), "True or False"),
-    "json_schema": (lambda v: _text(v) or isinstance(v, Mapping), "a JSON schema"),
-    "regex": (_text, "a regular expression"),
-    "grammar": (_text, "a Lark grammar"),
-}

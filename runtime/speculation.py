@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from .sampling import Choice, Chooser
-from .session import Session
+from .session.protocol import Session
 
 MOST = 15  # drafted tokens in a call
 WINDOW = 5  # calls of a size whose times are remembered

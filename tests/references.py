@@ -11,6 +11,7 @@ from transformers import HrmTextForCausalLM
 
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.model import HRMText
+from hrm_edge.samples import Sample
 from tiny_models import VOCAB, Shape
 
 
@@ -52,6 +53,14 @@ def random_shapes(
 def prompt(length: int, seed: int) -> list[int]:
     """Random token ids."""
     return np.random.default_rng(seed).integers(14, VOCAB - 14, length).tolist()
+
+
+def random_samples(count: int) -> list[Sample]:
+    """Samples of random tokens, some of equal length."""
+    pick = np.random.default_rng(0)
+    lengths = [(3 + i % 4, 1 + i % 3) for i in range(count)]
+    ids = [pick.integers(14, VOCAB - 14, p + a).tolist() for p, a in lengths]
+    return [Sample(tuple(x[:p]), tuple(x[p:]), "t") for x, (p, _) in zip(ids, lengths, strict=True)]
 
 
 def load_reference(path: Path) -> Reference:

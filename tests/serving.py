@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from hrm_edge.runtime import Model
-from hrm_edge.runtime.server import Server
-from hrm_edge.runtime.server_guard import Access, Limits
-from hrm_edge.runtime.server_run import listen, runner
+from hrm_edge.runtime.server.app import Server
+from hrm_edge.runtime.server.guard import Access, Limits
+from hrm_edge.runtime.server.run import listen, runner
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import new_directory
 from hrm_edge.lines import Line, read_lines
+from hrm_edge.names import TOKENIZER
 from hrm_edge.prompt import ANSWER_END, Tokenizer
 
 SAMPLE = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4"), ("task", "<i4")])
@@ -128,7 +129,7 @@ def _check_drop(too_long: str, path: Path, line: Line, length: int, longest: int
 
 
 def _fingerprint(path: Path, tokenizer: Path, *settings: object) -> str:
-    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    file = tokenizer / TOKENIZER if tokenizer.is_dir() else tokenizer
     digest = hashlib.sha256(repr((FORMAT, *settings)).encode())
     for source in (path, file):
         try:

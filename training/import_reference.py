@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from hrm_edge.checkpoint import write_checkpoint
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import EMBEDDING, TOKENIZER, Z_L_INIT
 from hrm_edge.prompt import Tokenizer
 
 FOLDER = "fsdp2_epoch_"
@@ -87,8 +88,8 @@ def _shapes(state: Path) -> dict[str, tuple[int, ...]]:
 def _tokenizer_folder(given: Path | None, metadata: dict[str, Any]) -> Path:
     named = metadata.get("tokenizer_info", {}).get("tokenizer_path", "")
     folder = Path(given or named)
-    folder = folder.parent if folder.name == "tokenizer.json" else folder
-    if not (folder / "tokenizer.json").is_file():
+    folder = folder.parent if folder.name == TOKENIZER else folder
+    if not (folder / TOKENIZER).is_file():
         raise HRMEdgeError(
             f"no tokenizer.json in {str(folder)!r}; name its folder with --tokenizer"
         )
@@ -160,9 +161,9 @@ def _token_ids(folder: Path, info: dict[str, Any]) -> tuple[int, int, int | None
 
 def _their_name(name: str) -> str:
     """The reference module's name of a tensor of the hub's form."""
-    if name == "model.embed_tokens.weight":
+    if name == EMBEDDING:
         return "embed_tokens.embedding_weight"
-    name = name.replace("model.z_L_init", "model.zL_init")
+    name = name.replace(Z_L_INIT, "model.zL_init")
     for stack in ("L", "H"):
         name = name.replace(f"model.{stack}_module.", f"model.{stack}_level.core.")
     return name
@@ -171,7 +172,7 @@ def _their_name(name: str) -> str:
 def _stored_key(name: str, shapes: dict[str, tuple[int, ...]], average: bool, state: Path) -> str:
     theirs = _their_name(name)
     weight, mean = f"model.{theirs}", f"optim.state.{theirs}.param_ema"
-    if not average or name == "model.z_L_init":  # a buffer: it has no average
+    if not average or name == Z_L_INIT:  # a buffer: it has no average
         mean = weight
     if mean not in shapes:
         hint = "; --no-ema takes the raw weights" if weight in shapes and average else ""

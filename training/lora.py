@@ -5,10 +5,11 @@ from torch import nn
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.model import HRMText
+from hrm_edge.names import LINEARS
 
 from .config import LoraSettings
 
-PROJECTIONS = ("gqkv_proj", "o_proj", "gate_up_proj", "down_proj")
+PROJECTIONS = tuple(name.rpartition(".")[2] for name in LINEARS)
 
 
 def add_lora(model: HRMText, settings: LoraSettings, seed: int) -> None:

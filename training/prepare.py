@@ -1,12 +1,13 @@
 """Everything a run needs of its data: tokenizer, tokenized samples, size of the vocabulary."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from hrm_edge.checkpoint import copy_tokenizer
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import writing
 from hrm_edge.lines import read_lines
+from hrm_edge.names import TOKENIZER
 from hrm_edge.prompt import SPECIAL_TOKENS, Tokenizer
 
 from .config import TrainConfig
@@ -71,15 +72,13 @@ def _samples(config: TrainConfig, path: Path, tokenizer: Path, out: Path) -> Sam
 
 def _prepare_tokenizer(config: TrainConfig, data: Path, target: Path) -> None:
     source = config.data.tokenizer
-    if (target / "tokenizer.json").is_file():
+    if (target / TOKENIZER).is_file():
         return
     if source:
         Tokenizer(Path(source))  # names the file if it is none
         folder = Path(source) if Path(source).is_dir() else Path(source).parent
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, target / name)
+        copy_tokenizer(folder, target)
         return
     lines = (line for line in read_lines(data, config.data.condition) if line is not None)
     texts = (text for line in lines for text in (line.instruction, line.response))

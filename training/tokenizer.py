@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from hrm_edge.prompt import ANSWER_END, PROMPT_START, SPECIAL_TOKENS
 
 # Qwen2's split: words with one leading mark, single digits, runs of marks, spaces.
@@ -58,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def write_tokenizer(tokenizer: Tokenizer, out: Path, context: int) -> None:
     """tokenizer.json, tokenizer_config.json and generation_config.json into directory `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer.save(str(out / TOKENIZER))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": PROMPT_START,
@@ -73,5 +74,5 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path, context: int) -> None:
         "pad_token_id": SPECIAL_TOKENS["<|PAD|>"],
         "do_sample": False,
     }
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (out / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    (out / GENERATION_CONFIG).write_text(json.dumps(generation, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""How good a bundle is: the gate, its sources of error, and their pictures."""

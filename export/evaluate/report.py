@@ -1,0 +1,214 @@
+"""The gate: how good a bundle is, measured against its checkpoint, and whether that is enough.
+
+The bundle's own figures come from running it; those of each source of error, of an ONNX bundle,
+from the checkpoint with only that part as the bundle stores it. The reference is the numpy model
+over the checkpoint.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hrm_edge.bundle import Bundle
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import writing
+from hrm_edge.names import ONNX_MODEL, TOKENIZER
+from hrm_edge.progress import status, track
+from hrm_edge.prompt import Tokenizer
+from hrm_edge.pte import Unavailable
+from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
+
+from ..reference.figures import Figures, Tally
+from ..reference.forward import Batch, Variant
+from ..reference.predict import batches, is_small, predict, reader
+from . import run_executorch, run_onnx
+
+if TYPE_CHECKING:
+    from hrm_edge.checkpoint import Checkpoint
+
+WORK = 5e11  # multiplications that the report at export may cost for each model it runs
+MOST_TOKENS = 1024
+RUNNABLE = ("onnx", "executorch")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What `export` measures and demands. `tokens` of the prompts are used (None: by model size).
+
+    sources: whether each source of error is measured alone (None: where the model is small).
+    max_kl: the most mean KL divergence in nats; min_top1: the least share of equal top tokens.
+    """
+
+    data: Path | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
+    tokens: int | None = None
+    sources: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_kl is not None and not self.max_kl >= 0:
+            raise HRMEdgeError(f"max_kl is {self.max_kl}, expected nats of 0 or more")
+        if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
+            raise HRMEdgeError(f"min_top1 is {self.min_top1}, expected a share from 0 to 1")
+
+    @property
+    def demands(self) -> bool:
+        """Whether a bundle could be refused."""
+        return self.max_kl is not None or self.min_top1 is not None
+
+    def check(self, quality: Mapping[str, Any]) -> None:
+        """Raise HRMEdgeError if the bundle's figures fall short."""
+        if not self.demands:
+            return
+        if "bundle" not in quality:
+            raise HRMEdgeError(f"max_kl and min_top1 cannot be checked: {quality['skipped']}")
+        kl, top1 = quality["bundle"]["kl_mean"], quality["bundle"]["top1"]
+        better = "use more bits, a smaller group_size or another method"
+        if self.max_kl is not None and not kl <= self.max_kl:
+            raise HRMEdgeError(f"mean KL divergence is {kl:.4f}, max_kl {self.max_kl}; {better}")
+        if self.min_top1 is not None and not top1 >= self.min_top1:
+            raise HRMEdgeError(f"top-1 agreement is {top1:.3f}, min_top1 {self.min_top1}; {better}")
+
+
+def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, Any]:
+    """The manifest's `quality` of the bundle just made from `checkpoint`."""
+    target, config = bundle.manifest.target, checkpoint.config
+    if target not in RUNNABLE:
+        return {"skipped": f"target {target} is not measured at export"}
+    if not (checkpoint.path / TOKENIZER).is_file():
+        return {"skipped": "the checkpoint has no tokenizer"}
+    name, lines = read_prompts(gate.data, "test")
+    if gate.data is None:  # so that a small budget still holds several of them
+        lines.sort(key=lambda line: len(line.instruction) + len(line.response))
+    budget = gate.tokens or max(1, min(MOST_TOKENS, int(WORK / config.weights_per_token)))
+    limits = Limits(bundle.manifest.max_seq_len, budget)
+    samples = tokenize_prompts(lines, Tokenizer(bundle.path), config.vocab_size, limits)
+    if not samples:
+        return {"skipped": f"no line of {name} fits max_seq_len {limits.longest}"}
+    try:
+        with status("measure"):
+            measured = measure(checkpoint, bundle, samples, gate.sources)
+    except Unavailable as error:
+        return {"skipped": str(error).removeprefix(f"{bundle.path}/")}
+    return {"data": name, "samples": len(samples), "tokens": _count(samples)} | measured
+
+
+def evaluate(
+    path: Path,
+    gate: Gate,
+    reference: Path | None = None,
+    most: int | None = None,
+    plot: Path | None = None,
+) -> dict[str, Any]:
+    """The same figures later: of the bundle at `path`, against the checkpoint `reference` if given.
+
+    `most` samples are used; `plot` names a PNG to draw (see error_plot). Raises HRMEdgeError for a
+    target that cannot be run here, another architecture, or data without a usable line.
+    """
+    bundle = Bundle.open(path)
+    if bundle.manifest.target not in RUNNABLE:
+        raise HRMEdgeError(f"{path}: only ONNX and ExecuTorch bundles can be measured")
+    config = bundle.manifest.model
+    name, lines = read_prompts(gate.data, "test")
+    limits = Limits(bundle.manifest.max_seq_len, gate.tokens, most)
+    samples = tokenize_prompts(lines, Tokenizer(path), config.vocab_size, limits)
+    if not samples:
+        raise HRMEdgeError(f"{name}: no line fits max_seq_len {limits.longest}")
+    about = {"data": name, "samples": len(samples), "tokens": _count(samples)}
+    if reference is None:
+        if gate.demands or plot:
+            raise HRMEdgeError(
+                "max_kl, min_top1 and plot need the original: --reference CHECKPOINT"
+            )
+        return about | {"bundle": _alone(bundle, samples)}
+    from hrm_edge.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(reference)
+    if checkpoint.config.tensor_shapes() != config.tensor_shapes():
+        raise HRMEdgeError(f"{reference}: its tensors are not those that {path} was made from")
+    if plot is not None:
+        _plot(checkpoint, bundle, samples, plot)
+    return about | measure(checkpoint, bundle, samples, gate.sources is not False)
+
+
+def _plot(checkpoint: "Checkpoint", bundle: Bundle, samples: Sequence[Sample], out: Path) -> None:
+    from ..quantize.rotation import as_stored
+    from ..to_onnx.stored import StoredModel
+    from .error_plot import plot, residual_errors
+    from .sources import Source, present
+
+    if bundle.manifest.target != "onnx":
+        raise HRMEdgeError(f"{bundle.path}: only an ONNX bundle's errors can be plotted")
+    stored = StoredModel(bundle.path / ONNX_MODEL, checkpoint.config)
+    sources = [s for s in present(stored) if s != "head"]
+    if not sources:
+        raise HRMEdgeError(f"{bundle.path}: nothing in it is quantized, nothing to plot")
+    variants = [Source(stored, source) for source in sources] + [Source(stored, *sources)]
+    read = reader(as_stored(checkpoint, bundle.manifest))
+    part = next(batches(samples))
+    errors = residual_errors(checkpoint.config, read, part, variants)
+    with writing(out):
+        plot(errors, [*sources, "all"], checkpoint.config.passes, out)
+
+
+def _alone(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, float]:
+    predicted, tally = runner(bundle, max(len(sample.inputs) for sample in samples)), Tally()
+    for sample in track(samples, "evaluate"):
+        tally.add(predicted(sample), np.array(sample.answer), [len(sample.answer)])
+    return _shown(tally.figures())
+
+
+def measure(
+    checkpoint: "Checkpoint",
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    alone: bool | None = None,
+) -> dict[str, Any]:
+    """Figures of reference, bundle and (with `alone`, of ONNX) each source of error, on `samples`.
+
+    The bundle is loaded after the first numpy forward, so that both are never at their peak.
+    """
+    from ..quantize.rotation import as_stored
+    from ..to_onnx.stored import StoredModel
+    from .sources import Source, present
+
+    variants, sources = [Variant()], ()
+    alone = is_small(checkpoint.config) if alone is None else alone
+    if alone and bundle.manifest.target == "onnx":
+        stored = StoredModel(bundle.path / ONNX_MODEL, checkpoint.config)
+        sources = present(stored)
+        variants += [Source(stored, source) for source in sources]
+    predicted, longest = None, max(len(sample.inputs) for sample in samples)
+    tallies = [Tally() for _ in range(len(variants) + 1)]
+    read = reader(as_stored(checkpoint, bundle.manifest))
+    for part in batches(samples):
+        batch = Batch.of(part, checkpoint.config.prefix_lm)
+        logits = predict(checkpoint.config, read, batch, variants)
+        predicted = predicted or runner(bundle, longest)
+        logits.append(np.concatenate([predicted(sample) for sample in part]))
+        for tally, found in zip(tallies, logits, strict=True):
+            tally.add(found, batch.targets, batch.answers, logits[0])
+    reference, *rest = (tally.figures() for tally in tallies)
+    return {
+        "reference": _shown(Figures(reference.perplexity, reference.exact_match)),
+        "bundle": _shown(rest.pop()),
+        "sources": {name: _shown(f) for name, f in zip(sources, rest, strict=True)},
+    }
+
+
+def runner(bundle: Bundle, longest: int) -> Callable[[Sample], np.ndarray]:
+    """Runs the loaded bundle on samples of at most `longest` tokens: logits [len(answer), V]."""
+    if bundle.manifest.target == "onnx":
+        return run_onnx.Runner(bundle.path / ONNX_MODEL, longest).logits
+    return run_executorch.Runner(bundle, longest).logits
+
+
+def _count(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.answer) for sample in samples)
+
+
+def _shown(figures: Figures) -> dict[str, float]:
+    return {k: round(v, 6) for k, v in asdict(figures).items() if v is not None}

@@ -1,0 +1,1 @@
+"""Every tensor's codes are decided here, once; writers lay them out."""

@@ -1,0 +1,1 @@
+"""The model in numpy, and what is measured on it."""

@@ -1,0 +1,1 @@
+"""Writes model.pte for ExecuTorch with XNNPACK."""

@@ -1,0 +1,131 @@
+"""`hrm-edge chat`: a conversation in the terminal.
+
+Every turn reads the whole conversation anew, because HRM-Text reads a prompt in both directions.
+"""
+
+import contextlib
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.progress import status
+
+from ..session.loading import Loading
+from .generate import describe
+from .options import load_model, model_options
+
+if TYPE_CHECKING:
+    from ..engine import Model, Stats
+    from ..settings import Options
+    from .conversation import Conversation
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--system", help="A message that stands in front of the conversation.")
+@click.option("--stats", is_flag=True, help="Print the speed of each answer on stderr.")
+@model_options
+def command(
+    bundle: Path, system: str | None, stats: bool, loading: Loading, options: "Options"
+) -> None:
+    """Talk with the model in BUNDLE. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
+    from ..settings import Settings
+    from .conversation import Conversation
+
+    Settings.of(options)
+    model = load_model(bundle, loading)
+    conversation = Conversation(options)
+    if system:
+        conversation.command(f"/system {system}")
+    _edit_lines()
+    _warn(model)
+    while not conversation.ended:
+        try:
+            line = _read()
+        except EOFError:
+            return
+        try:
+            _take(model, conversation, line, stats)
+        except HRMEdgeError as error:
+            click.echo(f"Error: {error}", err=True)
+
+
+def _take(model: "Model", conversation: "Conversation", line: str, stats: bool) -> None:
+    """A turn, a command, or nothing."""
+    if line.strip() == "/retry":
+        line = conversation.retry()
+    elif line.startswith("/"):
+        if said := conversation.command(line):
+            click.echo(said, err=True)
+        return
+    if line.strip():
+        asked = conversation.ask(line)
+        answer, figures = _answer(model, asked, conversation.options)
+        conversation.answered(asked, answer)
+        if stats and figures is not None:
+            click.echo(describe(figures), err=True)
+
+
+def _answer(model: "Model", asked: list, options: "Options") -> tuple[str, "Stats | None"]:
+    """Print an answer as it grows; up to Ctrl-C, if that comes first."""
+    from .interrupt import interruptible
+
+    answer, figures = "", None
+    pieces = interruptible(model.stream_chat(asked, **options), model.cancel)
+    try:
+        with contextlib.closing(pieces):
+            with status("reading the conversation"):
+                first = next(pieces)
+            for piece in itertools.chain([first], pieces):
+                click.echo(piece.text, nl=False)
+                answer, figures = answer + piece.text, piece.stats
+    except KeyboardInterrupt:
+        click.echo(" [stopped]", nl=False, err=True)
+    click.echo()
+    return answer, figures
+
+
+def _read() -> str:
+    """A line, or several joined by a backslash at the end. Ctrl-C drops what was typed."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    lines: list[str] = []
+    while True:
+        try:
+            line = input("  " if lines and prompt else prompt)
+        except KeyboardInterrupt:
+            click.echo("  (Ctrl-D or /exit leaves)", err=True)
+            lines = []
+            continue
+        if not line.endswith("\\"):
+            return "\n".join([*lines, line])
+        lines.append(line[:-1])
+
+
+def _edit_lines() -> None:
+    """Arrow keys, history and Emacs keys for `input`, where Python was built with readline."""
+    with contextlib.suppress(ImportError):
+        import readline
+
+        readline.parse_and_bind("tab: complete")
+        readline.set_completer(_complete)
+        readline.set_completer_delims("")
+
+
+def _complete(text: str, state: int) -> str | None:
+    from .conversation import COMMANDS
+
+    found = [f"/{name} " for name in COMMANDS if text and f"/{name}".startswith(text)]
+    return found[state] if state < len(found) else None
+
+
+def _warn(model: "Model") -> None:
+    if model.chat_template is None and sys.stdin.isatty():
+        click.echo(
+            "This model has no chat template: it was trained on single questions, so expect "
+            "little of later turns. /clear begins anew.",
+            err=True,
+        )

@@ -1,0 +1,80 @@
+"""What the model is made to do for a request: the one place where the server drives it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.prompt import PROMPT_END, PROMPT_START
+
+from ..engine import Model, Piece, Settings
+from .wire.ask import Ask, Prompt
+from .wire.errors import RequestError, invalid
+from .wire.logprobs import score
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the answer with number `index`."""
+
+    index: int
+    piece: Piece
+
+
+def answers(model: Model, ask: Ask) -> Iterator[Part]:
+    """All answers of `ask`, one after the other; nothing is computed before the first `next`.
+
+    Raises RequestError at once for what cannot be answered.
+    """
+    streams = []
+    for number, prompt in enumerate(ask.prompts):
+        try:
+            settings = Settings.of(ask.options)
+            ids = _encode(model, prompt, settings)
+            for i in range(ask.n):
+                streams.append(_stream(model, ids, _numbered(settings, i), ask))
+        except HRMEdgeError as error:
+            raise _refusal(error, ask, number) from None
+    return _parts(streams)
+
+
+def _parts(streams: list[Iterator[Piece]]) -> Iterator[Part]:
+    for index, stream in enumerate(streams):
+        for piece in stream:
+            yield Part(index, piece)
+
+
+def _refusal(error: HRMEdgeError, ask: Ask, number: int) -> RequestError:
+    """What the engine refuses: the option at fault if it names one, else the prompt."""
+    where = "messages" if ask.chat else "prompt" if len(ask.prompts) == 1 else f"prompt[{number}]"
+    option = "response_format" if error.parameter == "json_schema" else error.parameter
+    return invalid(str(error), option or where)
+
+
+def _numbered(settings: Settings, i: int) -> Settings:
+    return settings if settings.seed is None else replace(settings, seed=settings.seed + i)
+
+
+def _encode(model: Model, prompt: Prompt, settings: Settings) -> list[int]:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise HRMEdgeError("the prompt is empty, expected some text")
+        if not prompt.startswith(PROMPT_START):
+            return model.encode(prompt, settings.condition)
+        return model.tokenizer.encode(prompt)
+    if prompt and isinstance(prompt[0], dict):
+        return model.encode_chat(prompt, settings.condition)  # type: ignore[arg-type]
+    return prompt  # type: ignore[return-value]
+
+
+def _stream(model: Model, ids: list[int], settings: Settings, ask: Ask) -> Iterator[Piece]:
+    answer = model.stream_ids(ids, settings)  # which checks the ids, for an echo too
+    if not ask.echo:
+        return answer
+    (end,) = model.tokenizer.encode(PROMPT_END)
+    cut = ids.index(end) + 1 if end in ids else len(ids)
+    if cut == len(ids):
+        raise HRMEdgeError(
+            f"there is nothing to score after {PROMPT_END}: a prefix is read in both directions, "
+            f"so only the answer behind it has log-probabilities; send prefix{PROMPT_END}answer"
+        )
+    return score(model, ids[:cut], ids[cut:], settings.logprobs or 0, ask.more)

@@ -1,0 +1,269 @@
+"""The HTTP server: OpenAI's completions and chat over one model, health, metrics, and a page.
+
+The application is a function of a loaded Model; `hrm-edge serve` (cli_serve) runs it.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from hrm_edge import memory
+from hrm_edge.errors import HRMEdgeError
+
+from ..engine import Model
+from . import page as server_page
+from .answer import Part, answers
+from .guard import Access, Guard, Limits, client_of, read_body, unless_gone
+from .metrics import Metrics
+from .queue import Job, QueueFull, ShuttingDown, Worker
+from .wire import ask as wire_ask
+from .wire.ask import Ask
+from .wire.errors import RequestError, invalid
+from .wire.logprobs import Names
+from .wire.openapi import openapi
+from .wire.reply import Reply
+from .wire.requests import chat_type, completion_type, parse_json
+
+logger = logging.getLogger("hrm_edge.server")
+ENCODERS = 2  # threads that tokenize prompts and compile grammars beside the running answer
+CLIENT_LEFT = 499  # nginx's status for a client that closed its connection; nobody reads it
+
+
+@dataclass
+class Server:
+    """One model's server: `app` is the ASGI application, `worker` the thread that runs it."""
+
+    model: Model
+    name: str
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.worker, self.metrics = Worker(self.limits.queue, self.model.cancel), Metrics()
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
+        self.names, self.created = Names(self.model.tokenizer), int(time.time())
+        self._completion, self._chat = completion_type(self.name), chat_type(self.name)
+        self.document = openapi((self._completion, self._chat), self.name)
+        self.page, self.page_headers = server_page.page()
+        self.app = Guard(self._routes(), self.access, self._count)
+
+    def _routes(self) -> ASGIApp:
+        get, post = ["GET"], ["POST"]
+        routes = [
+            Route("/v1/completions", self.completions, methods=post),
+            Route("/v1/chat/completions", self.chat, methods=post),
+            Route("/v1/models", self.models, methods=get),
+            Route("/v1/models/{name}", self.one_model, methods=get),
+            Route("/health", self.health, methods=get),
+            Route("/metrics", self.show_metrics, methods=get),
+            Route("/openapi.json", self.show_document, methods=get),
+            Route("/favicon.ico", _no_content, methods=get),
+            Route("/", self.show_page, methods=get),
+        ]
+        self._paths = {route.path for route in routes}
+        handlers: Any = {RequestError: _refuse, HTTPException: _refuse_http, Exception: _broken}
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        self.worker.close()
+        self.worker.finish(0)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, path: str, status: int) -> None:
+        self.metrics.responses[path if path in self._paths else "other", status] += 1
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = parse_json(await read_body(request, self.limits))
+        return await self._answer(request, wire_ask.completion(body, self._completion, self.name))
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = parse_json(await read_body(request, self.limits))
+        return await self._answer(request, wire_ask.chat(body, self._chat, self.name))
+
+    async def _answer(self, request: Request, ask: Ask) -> Response:
+        try:
+            self.worker.check()
+            loop = asyncio.get_running_loop()
+            work = await loop.run_in_executor(self._encoders, answers, self.model, ask)
+            job = self.worker.submit(client_of(request), work)
+        except (QueueFull, ShuttingDown) as error:
+            raise self._refusal(error) from None
+        reply = Reply(ask, self.name, self.names)
+        if ask.stream:
+            return EventStream(
+                self._chunks(job, reply), request, self.limits, partial(self.worker.cancel, job)
+            )
+        try:
+            present = await unless_gone(request, self._gather(job, reply))
+        finally:
+            self.worker.cancel(job)
+        return JSONResponse(reply.whole()) if present else Response(status_code=CLIENT_LEFT)
+
+    def _refusal(self, error: Exception) -> RequestError:
+        """What a client is told of `error`."""
+        if isinstance(error, ShuttingDown):
+            return RequestError(503, "the server is shutting down", "shutting_down")
+        if isinstance(error, QueueFull):
+            message = f"{self.limits.queue} requests are waiting already; try again later"
+            return RequestError(429, message, "queue_full", retry_after=5)
+        if isinstance(error, HRMEdgeError):  # a grammar that led nowhere
+            return invalid(str(error))
+        return _internal()
+
+    async def _gather(self, job: Job, reply: Reply) -> None:
+        try:
+            async for part in job.items(self.limits.ping_seconds):
+                self._take(part, reply)
+        except (ShuttingDown, HRMEdgeError) as error:
+            raise self._refusal(error) from None
+
+    def _take(self, part: Part | None, reply: Reply) -> list[dict[str, Any]]:
+        """Add a piece of the answer to the reply and the counters; its chunks."""
+        if part is None:
+            return []
+        self.metrics.completion_tokens += not reply.ask.echo
+        if part.piece.stats is not None:
+            self.metrics.answered(part.piece.stats)
+        return reply.add(part.index, part.piece)
+
+    async def _chunks(self, job: Job, reply: Reply) -> AsyncGenerator[str]:
+        """Server-sent events; a comment where nothing came for a while, an error at the last."""
+        try:
+            for chunk in reply.opening():
+                yield _event(chunk)
+            async for part in job.items(self.limits.ping_seconds):
+                if part is None:
+                    yield ": waiting\n\n"
+                    continue
+                for chunk in self._take(part, reply):
+                    yield _event(chunk)
+            for chunk in reply.closing():
+                yield _event(chunk)
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            yield _event(self._refusal(error).body())
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def one_model(self, request: Request) -> Response:
+        """GET /v1/models/{name}."""
+        name = request.path_params["name"]
+        if name != self.name:
+            message = f"the model {name[:80]!r} is not served here, only {self.name!r}"
+            raise RequestError(404, message, "model_not_found", "model")
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "hrm-edge",
+            "max_context": self.model.session.max_context,
+        }
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: 200 while requests are taken, 503 while shutting down."""
+        state = {
+            "status": "ok" if self.worker.open else "shutting down",
+            "running": int(self.worker.running is not None),
+            "queued": self.worker.queued,
+            "anonymous_memory": memory.anonymous(),
+            "peak_memory": memory.peak(),
+        }
+        return JSONResponse(state, 200 if self.worker.open else 503)
+
+    async def show_metrics(self, request: Request) -> Response:
+        """GET /metrics, for Prometheus."""
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(self.metrics.text(self.worker), media_type=kind)
+
+    async def show_document(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(self.document)
+
+    async def show_page(self, request: Request) -> Response:
+        """GET /."""
+        return Response(self.page, media_type="text/html", headers=self.page_headers)
+
+
+class EventStream(Response):
+    """Sends events until they end, the client leaves, or it takes nothing for too long."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[str],
+        request: Request,
+        limits: Limits,
+        release: Callable[[], None],
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.events, self.request, self.limits, self.release = events, request, limits, release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        try:
+            await unless_gone(self.request, self._send(send))
+        except TimeoutError:
+            logger.info("a client took nothing for %g s; dropped", self.limits.write_seconds)
+        finally:
+            self.release()
+
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async with contextlib.aclosing(self.events) as events:
+            async for event in events:
+                body = {"type": "http.response.body", "body": event.encode(), "more_body": True}
+                async with asyncio.timeout(self.limits.write_seconds):
+                    await send(body)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _event(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+
+
+def _internal() -> RequestError:
+    return RequestError(500, "the server failed; see its log", "internal_error")
+
+
+async def _refuse(request: Request, error: RequestError) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _refuse_http(request: Request, error: HTTPException) -> Response:
+    code = "not_found" if error.status_code == 404 else "method_not_allowed"
+    found = RequestError(error.status_code, f"{request.url.path[:80]}: {error.detail}", code)
+    return JSONResponse(found.body(), error.status_code, error.headers)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return JSONResponse(_internal().body(), 500)
+
+
+async def _no_content(request: Request) -> Response:
+    return Response(status_code=204)

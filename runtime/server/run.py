@@ -1,0 +1,83 @@
+"""Runs a Server under uvicorn on a socket: announces itself, and ends cleanly on SIGTERM."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+
+import click
+import uvicorn
+
+from hrm_edge.errors import HRMEdgeError
+
+from .app import Server
+
+CONNECTIONS = 512  # beyond these, uvicorn answers 503 by itself
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises HRMEdgeError if the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(bound.close)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            on_error.pop_all()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HRMEdgeError(
+            f"cannot listen on {host} port {port} ({reason}); choose another --host or --port"
+        ) from None
+    return bound
+
+
+def serve(server: Server, bound: socket.socket, access_log: bool = False) -> None:
+    """Answer requests until SIGTERM or SIGINT; then finish or cancel what runs, and return."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    _announce(server, bound)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again at its end
+        runner(server, access_log).run(sockets=[bound])
+
+
+def runner(server: Server, access_log: bool = False) -> uvicorn.Server:
+    """uvicorn with what an open port needs; `run` it with a bound socket."""
+    config = uvicorn.Config(
+        server.app,
+        http="h11",
+        ws="none",
+        log_config=None,
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=int(server.limits.shutdown_seconds) + 5,
+    )
+    return _Uvicorn(config, server)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Tells the worker of a shutdown as it begins, so that waiting clients hear at once."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        worker, seconds = self._server.worker, self._server.limits.shutdown_seconds
+        worker.close()
+        ending = asyncio.create_task(asyncio.to_thread(worker.finish, seconds))
+        await super().shutdown(sockets)
+        await ending
+
+
+def _announce(server: Server, bound: socket.socket) -> None:
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"{server.name} at http://{shown}:{port} (API: /v1, page: /)", err=True)
+    if not server.access.local and not server.access.api_keys:
+        click.echo("Whoever reaches this port can use it; --api-key asks for a key.", err=True)

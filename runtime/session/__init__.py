@@ -1,0 +1,1 @@
+"""Bundles become logits: one protocol, an engine for each kind of model file."""

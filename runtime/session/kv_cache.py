@@ -1,0 +1,163 @@
+"""The KV buffers of a session, bound once as the graph's past and present: written in place.
+
+What they are like, the graph says: the type and the shape of each of its `past_key_values` inputs.
+"""
+
+import contextlib
+import mmap
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.names import PAST, PRESENT
+
+from . import providers
+
+
+class KVBuffers(Protocol):
+    """A buffer [heads, max_context, width] for the keys and one for the values of each slot."""
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        """Make them the past and the present of `binding`."""
+        ...
+
+    def read(self, tokens: int) -> np.ndarray:
+        """What the first `tokens` left in all buffers, one after the other: uint8 [bytes]."""
+        ...
+
+    def write(self, cache: np.ndarray, tokens: int) -> None:
+        """Take over what `read(tokens)` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of one buffer: `name` is "<slot>.key" or "<slot>.value"."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, int, int, int]  # [1, heads, max_context, width]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def kv_buffers(session: ort.InferenceSession, max_context: int, provider: str) -> KVBuffers:
+    """Buffers of `max_context` tokens for `session`, in the memory that `provider` works in.
+
+    Raises HRMEdgeError if they cannot be had.
+    """
+    layouts = [
+        _layout(value, max_context) for value in session.get_inputs() if value.name.startswith(PAST)
+    ]
+    device = providers.device(provider)
+    try:
+        return HostBuffers(layouts) if device == "cpu" else DeviceBuffers(layouts, device)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        size = sum(layout.size for layout in layouts) / 2**30
+        raise HRMEdgeError(
+            f"a KV cache for {max_context} tokens takes {size:.1f} GiB, more than can be had "
+            f"({str(error).splitlines()[0]}); use a smaller max_context"
+        ) from None
+
+
+def _layout(value: ort.NodeArg, max_context: int) -> Layout:
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    dtype = np.dtype({"float": "float32"}.get(kind, kind))
+    one, heads, _, width = value.shape
+    return Layout(value.name.removeprefix(PAST), dtype, (one, heads, max_context, width))
+
+
+class HostBuffers:
+    """One anonymous mapping, whose pages the system commits when they are first written."""
+
+    def __init__(self, layouts: Sequence[Layout]) -> None:
+        self._layouts = layouts
+        memory, start = _mapping(sum(layout.size for layout in layouts)), 0
+        self._buffers: list[np.ndarray] = []
+        for layout in layouts:
+            flat = np.frombuffer(memory, np.uint8, layout.size, start)
+            self._buffers.append(flat.view(layout.dtype).reshape(layout.shape))
+            start += layout.size
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        """As KVBuffers says."""
+        for layout, array in zip(self._layouts, self._buffers, strict=True):
+            buffer = ("cpu", 0, layout.dtype, layout.shape, array.ctypes.data)
+            binding.bind_input(PAST + layout.name, *buffer)
+            binding.bind_output(PRESENT + layout.name, *buffer)
+
+    def read(self, tokens: int) -> np.ndarray:
+        """As KVBuffers says."""
+        return _joined([array[:, :, :tokens] for array in self._buffers])
+
+    def write(self, cache: np.ndarray, tokens: int) -> None:
+        """As KVBuffers says."""
+        for array, part in zip(self._buffers, _parts(cache, self._layouts, tokens), strict=True):
+            array[:, :, :tokens] = part
+
+
+def _mapping(size: int) -> mmap.mmap:
+    """Zeroed bytes that belong to this process alone and are committed page by page.
+
+    mmap's default, a shared mapping, is no anonymous memory to the system; a huge page would commit
+    what was never written.
+    """
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
+
+
+class DeviceBuffers:
+    """OrtValues in the memory of a device, where they stay from call to call."""
+
+    def __init__(self, layouts: Sequence[Layout], device: str) -> None:
+        self._layouts = layouts
+        self._values = [
+            ort.OrtValue.ortvalue_from_shape_and_type(layout.shape, layout.dtype, device, 0)
+            for layout in layouts
+        ]
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        """As KVBuffers says."""
+        for layout, value in zip(self._layouts, self._values, strict=True):
+            binding.bind_ortvalue_input(PAST + layout.name, value)
+            binding.bind_ortvalue_output(PRESENT + layout.name, value)
+
+    def read(self, tokens: int) -> np.ndarray:
+        """As KVBuffers says."""
+        return _joined([value.numpy()[:, :, :tokens] for value in self._values])
+
+    def write(self, cache: np.ndarray, tokens: int) -> None:
+        """As KVBuffers says."""
+        for value, part in zip(self._values, _parts(cache, self._layouts, tokens), strict=True):
+            whole = value.numpy().copy()
+            whole[:, :, :tokens] = part
+            value.update_inplace(whole)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The bytes of all `parts`, [bytes]."""
+    return np.concatenate([np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts])
+
+
+def _parts(cache: np.ndarray, layouts: Sequence[Layout], tokens: int) -> list[np.ndarray]:
+    """The buffers' first `tokens`, [1, heads, tokens, width] each, out of what `_joined` gave."""
+    sizes = [layout.size // layout.shape[2] * tokens for layout in layouts]
+    assert cache.size == sum(sizes), (cache.size, sum(sizes))
+    flat = np.split(cache, np.cumsum(sizes)[:-1])
+    return [
+        part.view(layout.dtype).reshape(*layout.shape[:2], tokens, layout.shape[3])
+        for part, layout in zip(flat, layouts, strict=True)
+    ]

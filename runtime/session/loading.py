@@ -1,0 +1,46 @@
+"""How a bundle is to be loaded: one value from the command line down to the session."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hrm_edge.errors import HRMEdgeError
+
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Raises HRMEdgeError for a value out of range.
+
+    threads: None leaves the choice to the engine (one per physical core). max_context: most tokens
+    of prompt and answer together. verify: hash every file first. strict: refuse what by estimate
+    will not fit into memory with its context full. draft: a smaller bundle with the same tokenizer
+    that drafts tokens for this one, or "self": then the model's own first H cycle drafts. h_cycles:
+    run only so many H cycles, at a loss of quality. provider: what ONNX Runtime computes with, cpu,
+    cuda or what else is installed. weight_cache: a directory to keep weights in as this machine
+    packs them, for less memory.
+    """
+
+    threads: int | None = None
+    max_context: int | None = None
+    verify: bool = False
+    strict: bool = False
+    draft: str | Path | None = None
+    h_cycles: int | None = None
+    provider: str = CPU
+    weight_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise HRMEdgeError(f"threads is {self.threads}, expected 1 or more", "threads")
+
+
+def weight_cache_directory(choice: str) -> Path | None:
+    """The directory that `--weight-cache` names: None for off, the user's cache for auto."""
+    if choice == "off":
+        return None
+    if choice == "auto":
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(home) / "hrm-edge" / "weights"
+    return Path(choice)

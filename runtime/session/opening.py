@@ -1,0 +1,59 @@
+"""Which engine runs which bundle."""
+
+from dataclasses import replace
+
+from hrm_edge import memory
+from hrm_edge.bundle import Bundle
+from hrm_edge.errors import HRMEdgeError
+
+from .fit import choose_context
+from .loading import CPU, Loading
+from .protocol import Session
+
+DEFAULT = Loading()
+
+
+def open_session(bundle: Bundle, loading: Loading = DEFAULT) -> Session:
+    """A session over `bundle`. Raises HRMEdgeError if it cannot be run so, or does not fit."""
+    bundle = at_depth(bundle, loading.h_cycles)
+    manifest, room = bundle.manifest, memory.available() if loading.provider == CPU else None
+    if manifest.target == "onnx":
+        from .onnx_session import OnnxSession
+
+        length = choose_context(bundle, loading.max_context, room)
+        return OnnxSession(bundle.path, manifest, length, loading)
+    if manifest.target == "executorch":
+        from .executorch_session import ExecutorchSession
+
+        _refuse_what_executorch_lacks(bundle, loading)
+        length = choose_context(bundle, loading.max_context, room)
+        return ExecutorchSession(bundle.path, manifest, length, loading.threads)
+    raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
+
+
+def _refuse_what_executorch_lacks(bundle: Bundle, loading: Loading) -> None:
+    lacks = {
+        "--h-cycles": loading.h_cycles is not None,
+        "--provider": loading.provider != CPU,
+        "--weight-cache": loading.weight_cache is not None,
+        "--draft": loading.draft is not None,
+    }
+    given = [option for option, asked in lacks.items() if asked]
+    if given:
+        raise HRMEdgeError(
+            f"{bundle.path}: an ExecuTorch bundle runs all its cycles, on the CPU, a token a call, "
+            f"and packs its weights anew; leave out {' and '.join(given)}, or export with -t onnx"
+        )
+
+
+def at_depth(bundle: Bundle, h_cycles: int | None) -> Bundle:
+    """`bundle` as it is with only `h_cycles` of its cycles: fewer bytes of cache a token."""
+    most, cache = bundle.manifest.model.H_cycles, bundle.manifest.kv_cache
+    if h_cycles is None:
+        return bundle
+    if not 1 <= h_cycles <= most:
+        raise HRMEdgeError(
+            f"h_cycles is {h_cycles}, expected 1 to {most} (the model's H_cycles)", "h_cycles"
+        )
+    cache = replace(cache, bytes_per_token=cache.bytes_per_token * h_cycles // most)
+    return replace(bundle, manifest=replace(bundle.manifest, kv_cache=cache))

@@ -1,0 +1,99 @@
+"""A prefix and its KV cache in a file, so that a long prompt need not be read twice.
+
+Format 2: a line of JSON (what it belongs to, the prefix, a checksum), float32 logits of its last
+token, then the cache: [heads, tokens, width] of each buffer in turn. The bundle's hashes, the
+cache's layout and the checksum are compared before anything is taken over. What follows the prefix
+is not kept: the next turn's prefix is read in both directions, so an answer's cache is of no use.
+"""
+
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from hrm_edge.bundle import Manifest
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import writing
+
+from .protocol import Session
+
+KIND, VERSION = "hrm-edge prefix", 2
+
+
+def save(path: Path, session: Session, manifest: Manifest) -> None:
+    """Write what `session` holds of its prefix to `path`, replacing it as a whole."""
+    if not session.prefix:
+        raise HRMEdgeError(f"{path}: there is no prompt to save yet")
+    parts = session.prefix_state()
+    header = {
+        "kind": KIND,
+        "version": VERSION,
+        "bundle": _identity(manifest),
+        "prefix": session.prefix,
+        "crc32": _checksum(parts),
+    }
+    with writing(path), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        partial = Path(scratch) / path.name
+        with partial.open("wb") as file:
+            file.write(json.dumps(header).encode() + b"\n")
+            for part in parts:
+                file.write(part.data)
+        partial.replace(path)
+
+
+def restore(path: Path, session: Session, manifest: Manifest) -> None:
+    """Put a saved prefix into `session`. Raises HRMEdgeError if it is damaged or another's."""
+    try:
+        with path.open("rb") as file:
+            header = _header(path, file, manifest)
+            logits = np.frombuffer(file.read(4 * manifest.model.vocab_size), np.float32)
+            cache = np.frombuffer(file.read(), np.uint8)
+    except OSError as error:
+        raise HRMEdgeError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise _damaged(path) from None
+    if _checksum((logits, cache)) != header["crc32"]:
+        raise _damaged(path)
+    if len(header["prefix"]) >= session.max_context:
+        raise HRMEdgeError(
+            f"{path}: holds {len(header['prefix'])} tokens, max_context is {session.max_context}"
+        )
+    session.set_prefix_state(header["prefix"], logits, cache)
+
+
+def _header(path: Path, file: BinaryIO, manifest: Manifest) -> dict:
+    try:
+        header = json.loads(file.readline(1 << 24))
+        if header["kind"] != KIND:
+            raise KeyError("kind")
+    except (ValueError, KeyError, TypeError):
+        raise HRMEdgeError(f"{path}: not a saved prefix; name another file") from None
+    if header.get("version") != VERSION:
+        raise HRMEdgeError(
+            f"{path}: of version {header.get('version')!r}, not {VERSION}; remove it"
+        )
+    if header["bundle"] != _identity(manifest):
+        raise HRMEdgeError(f"{path}: made with another bundle; remove it or name another file")
+    return header
+
+
+def _damaged(path: Path) -> HRMEdgeError:
+    return HRMEdgeError(f"{path}: damaged or truncated; remove it")
+
+
+def _identity(manifest: Manifest) -> str:
+    """A digest of everything a cache depends on: graph, weights and cache layout."""
+    hashes = [manifest.files[name].sha256 for name in sorted(manifest.files) if "onnx" in name]
+    return hashlib.sha256("\n".join([*hashes, repr(manifest.kv_cache)]).encode()).hexdigest()
+
+
+def _checksum(parts: Sequence[np.ndarray]) -> int:
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part.data, value)
+    return value

@@ -1,0 +1,49 @@
+"""What every engine offers the layers above it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from hrm_edge.errors import HRMEdgeError
+
+
+class Cancelled(HRMEdgeError):
+    """An answer was ended from another thread."""
+
+
+class Session(Protocol):
+    """One sequence over one loaded model. `length` tokens are in the KV cache."""
+
+    length: int
+    max_context: int
+    batches: bool  # several ids take less time in one call than one by one
+    prefix: list[int]  # what is held of it was read in one call; [] before the first
+
+    def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        """Start anew with the bidirectional prefix `ids`; logits [V] of its last position."""
+        ...
+
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        """`prefill`, without computing anything where `ids` are the prefix that is held already."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> np.ndarray:
+        """Append one or several ids, causally; logits [len(ids), V]."""
+        ...
+
+    def rewind(self, n: int) -> None:
+        """Forget the last `n` tokens; the first one of a sequence stays."""
+        ...
+
+    def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
+        """The prefix's last logits [V] and the bytes of its cache, uint8 [n]."""
+        ...
+
+    def set_prefix_state(self, prefix: list[int], logits: np.ndarray, cache: np.ndarray) -> None:
+        """Take over what `prefix_state` gave, as if `prefix` had just been read."""
+        ...
+
+    def cancel(self) -> None:
+        """From another thread: end the call under way, which then raises Cancelled."""
+        ...
