@@ -167,7 +167,7 @@ fi
 LD_LIBRARY_PATH=$native java -ea -Xmx512m -XX:+UseSerialGC "-Donnxruntime.native.path=$native" \
     "-Djava.library.path=$native" \
     "-Dhrmedge.bundles=$build/bundles" "-Dhrmedge.tokenizers=$build/tokenizers" \
-    "-Dhrmedge.golden=$PWD/golden.json" -cp "$build/classes/app:$build/classes/test:$build/classes/fbjni:$jars" \
+    "-Dhrmedge.golden=$PWD/golden.json" "-Dhrmedge.spec=$PWD/../spec" -cp "$build/classes/app:$build/classes/test:$build/classes/fbjni:$jars" \
     org.junit.runner.JUnitCore "${suites[@]}"
 
 step "Not checked here"

@@ -5,7 +5,8 @@ forces; they share one matcher, which only ever sees tokens that were drawn.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,40 +14,87 @@ import numpy as np
 
 from hrm_edge.errors import HRMEdgeError
 
-from .settings import Settings
+from .settings import CONSTRAINTS, Settings
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+
+class NotInstalled(HRMEdgeError):
+    """Constraints cannot be had here: no fault of what was asked."""
+
 
 # As json.dumps writes; a model is not left to choose its blanks, or it may choose no end of them.
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer is bound to: the option that says so, and its text."""
+
+    option: str  # json_schema, regex or grammar
+    text: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Grammar | None":
+        """The constraint of `settings`, if there is one."""
+        option = next((n for n in CONSTRAINTS if getattr(settings, n) is not None), None)
+        if option is None:
+            return None
+        value = getattr(settings, option)
+        return cls(option, value if isinstance(value, str) else json.dumps(value))
+
+
 class Guide:
-    """What constraints need to know of a model; its tokenizer is prepared on first use."""
+    """What constraints need to know of a model; its tokenizer is prepared on first use.
+
+    `trial` is called with each grammar before it is compiled and may refuse it: what comes from
+    strangers can take minutes and gigabytes to compile.
+    """
 
     def __init__(self, tokenizer: Path, vocab_size: int, ends: Sequence[int]) -> None:
-        self._path, self._vocab_size, self.ends = tokenizer, vocab_size, list(ends)
+        self.tokenizer_path, self.vocab_size, self.ends = tokenizer, vocab_size, list(ends)
+        self.trial: Callable[[Grammar], None] | None = None
         self._tokenizer: LLTokenizer | None = None
 
     def constraint(self, settings: Settings) -> "Constraint | None":
         """What `settings` ask for, if anything. Raises HRMEdgeError if it cannot be kept to."""
-        if settings.json_schema is settings.regex is settings.grammar is None:
+        grammar = Grammar.of(settings)
+        if grammar is None:
             return None
-        try:
-            from llguidance import LLMatcher, LLTokenizer
-        except ModuleNotFoundError:
+        self.prepare()
+        if self.trial is not None:
+            self.trial(grammar)
+        matcher = self.matcher(grammar)
+        if isinstance(matcher, str):
             raise HRMEdgeError(
+                f"{grammar.option} cannot be used: {_one_line(matcher)}", grammar.option
+            )
+        return Constraint(matcher, self.vocab_size, self.ends)
+
+    def prepare(self) -> None:
+        """Load llguidance and the tokenizer. Raises HRMEdgeError if it is not installed."""
+        if self._tokenizer is not None:
+            return
+        try:
+            from llguidance import LLTokenizer
+        except ModuleNotFoundError:
+            raise NotInstalled(
                 "constraints need llguidance: pip install 'hrm-edge[guided]'"
             ) from None
-        name, grammar = _grammar(settings)
-        if self._tokenizer is None:
-            text = self._path.read_text(encoding="utf-8")
-            self._tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self.ends)
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise HRMEdgeError(f"{name} cannot be used: {_one_line(matcher.get_error())}")
-        return Constraint(matcher, self._vocab_size, self.ends)
+        text = self.tokenizer_path.read_text(encoding="utf-8")
+        self._tokenizer = LLTokenizer(text, n_vocab=self.vocab_size, eos_token=self.ends)
+
+    def matcher(self, grammar: Grammar) -> "LLMatcher | str":
+        """The compiled grammar, or what is wrong with it."""
+        from llguidance import LLMatcher
+
+        assert self._tokenizer is not None, "prepare comes first"
+        try:
+            matcher = LLMatcher(self._tokenizer, _source(grammar), log_level=0)
+        except ValueError as error:
+            return str(error)
+        return matcher.get_error() if matcher.is_error() else matcher
 
 
 class Constraint:
@@ -81,21 +129,15 @@ class Constraint:
         self._seen = len(answer)
 
 
-def _grammar(settings: Settings) -> tuple[str, str]:
-    """(which constraint it is, the grammar for llguidance)."""
+def _source(grammar: Grammar) -> str:
+    """`grammar` as llguidance takes it. Raises ValueError if it is none."""
     from llguidance import LLMatcher
 
-    if settings.regex is not None:
-        return "regex", LLMatcher.grammar_from_regex(settings.regex)
-    if settings.grammar is not None:
-        return "grammar", LLMatcher.grammar_from_lark(settings.grammar)
-    schema = settings.json_schema
-    assert schema is not None
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    try:
-        return "json_schema", LLMatcher.grammar_from_json_schema(text, JSON_STYLE)
-    except ValueError as error:
-        raise HRMEdgeError(f"json_schema cannot be used: {_one_line(str(error))}") from None
+    if grammar.option == "regex":
+        return LLMatcher.grammar_from_regex(grammar.text)
+    if grammar.option == "grammar":
+        return LLMatcher.grammar_from_lark(grammar.text)
+    return LLMatcher.grammar_from_json_schema(grammar.text, JSON_STYLE)
 
 
 def _one_line(text: str) -> str:

@@ -59,7 +59,8 @@ def logit_bias(bias: Mapping[int, float], vocab_size: int) -> Processor:
     """Add a number to the logits of some tokens. Raises HRMEdgeError for an id out of range."""
     for token in bias:
         if not 0 <= token < vocab_size:
-            raise HRMEdgeError(f"logit_bias has token {token}, expected 0 to {vocab_size - 1}")
+            expected = f"expected 0 to {vocab_size - 1}"
+            raise HRMEdgeError(f"logit_bias has token {token}, {expected}", "logit_bias")
     ids = np.array(list(bias), np.int64)
     added = np.array(list(bias.values()), np.float32)
 

@@ -137,7 +137,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         in_range("condition", self.condition, isinstance(self.condition, str), "a string")
-        parse_conditions(self.condition)
+        try:
+            parse_conditions(self.condition)
+        except HRMEdgeError as error:
+            raise HRMEdgeError(str(error), "condition") from None
         for name, row in TABLE.items():
             value = getattr(self, name)
             in_range(name, value, _accepts(name, row, value), row.option.expected)

@@ -18,7 +18,7 @@ from hrm_edge.model import HRMText
 
 from .config import QATSettings
 
-CLIP_FACTORS = torch.linspace(0.9, 1.25, 8).tolist()  # as export/quantize.py; a test compares them
+CLIP_FACTORS = torch.linspace(0.9, 1.25, 8).tolist()  # as quantize/grid.py has it
 
 
 class QATLinear(nn.Linear):

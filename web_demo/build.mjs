@@ -9,7 +9,7 @@ import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const HERE = dirname(fileURLToPath(import.meta.url));
-const PAGE = join(HERE, "..", "runtime", "page.html");
+const PAGE = join(HERE, "..", "runtime", "server", "page.html");
 const OWN = [
   "local.js",
   "worker.mjs",

@@ -15,11 +15,12 @@ export { fetchedSource, pickedSource } from "./bundle.mjs";
 export { HRMEdgeError } from "./errors.mjs";
 
 const whole = Number.isInteger;
+// The ranges of runtime/settings.py; spec/options.json holds both to them.
 const OPTIONS = {
   // name: [default, accepts, expected]
   condition: ["direct", (v) => typeof v === "string", "names joined by commas"],
   max_tokens: [256, (v) => whole(v) && v >= 1, "1 or more"],
-  temperature: [0, (v) => Number.isFinite(v) && v >= 0, "0 (greedy) or more"],
+  temperature: [0, (v) => v >= 0 && v <= 100, "0 (greedy) to 100"],
   top_k: [0, (v) => whole(v) && v >= 0, "0 (off) or more"],
   top_p: [1, (v) => v > 0 && v <= 1, "more than 0, at most 1 (off)"],
   min_p: [0, (v) => v >= 0 && v < 1, "0 (off) to less than 1"],
@@ -39,6 +40,23 @@ export async function load({ ort, Tokenizer }, source, options = {}) {
   return new Model(session, tokenizer, bundle.manifest, source.name);
 }
 
+/** The prefix of `prompt`, special tokens spelled out. Throws an HRMEdgeError if it is blank. */
+export function prefixOf({ start, end, conditions }, prompt, condition) {
+  const body = prompt.replace(ENDS, "");
+  if (!body) throw new HRMEdgeError("the prompt is empty; give some text");
+  const own = Object.keys(conditions).length > 0; // a chat template has none: they are ignored
+  const names = (own ? condition : "")
+    .split(",")
+    .map((name) => name.trim())
+    .filter(Boolean);
+  const unknown = names.find((name) => !Object.hasOwn(conditions, name));
+  if (unknown !== undefined) {
+    const known = Object.keys(conditions).join(", ");
+    throw new HRMEdgeError(`unknown condition "${unknown}"; known are ${known}`);
+  }
+  return start + names.map((name) => conditions[name]).join("") + body + end;
+}
+
 /** A loaded bundle that answers prompts, one at a time. */
 export class Model {
   constructor(session, tokenizer, manifest, name) {
@@ -47,20 +65,7 @@ export class Model {
 
   /** The prefix of `prompt` in tokens. Throws an HRMEdgeError if it is blank or too long. */
   encode(prompt, condition = OPTIONS.condition[0]) {
-    const { start, end, conditions } = this.manifest.prompt_format;
-    const body = prompt.replace(ENDS, "");
-    if (!body) throw new HRMEdgeError("the prompt is empty; give some text");
-    const own = Object.keys(conditions).length > 0; // a chat template has none: they are ignored
-    const names = (own ? condition : "")
-      .split(",")
-      .map((name) => name.trim())
-      .filter(Boolean);
-    const unknown = names.find((name) => !Object.hasOwn(conditions, name));
-    if (unknown !== undefined) {
-      const known = Object.keys(conditions).join(", ");
-      throw new HRMEdgeError(`unknown condition "${unknown}"; known are ${known}`);
-    }
-    const text = start + names.map((name) => conditions[name]).join("") + body + end;
+    const text = prefixOf(this.manifest.prompt_format, prompt, condition);
     const { ids } = this.tokenizer.encode(text, { add_special_tokens: false });
     const most = this.manifest.max_seq_len;
     if (ids.length >= most) {
@@ -134,7 +139,8 @@ function stats(clock) {
   };
 }
 
-function checked(options) {
+/** All options, with defaults for those that are not given. Throws an HRMEdgeError. */
+export function checked(options) {
   for (const [name, value] of Object.entries(options)) {
     if (!Object.hasOwn(OPTIONS, name)) {
       const known = Object.keys(OPTIONS).join(", ");

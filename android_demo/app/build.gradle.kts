@@ -38,6 +38,7 @@ android {
             it.systemProperty("hrmedge.bundles", rootProject.file("build/bundles").path)
             it.systemProperty("hrmedge.tokenizers", rootProject.file("build/tokenizers").path)
             it.systemProperty("hrmedge.golden", rootProject.file("golden.json").path)
+            it.systemProperty("hrmedge.spec", rootProject.file("../spec").path)
         }
     }
 }

@@ -30,4 +30,5 @@ tasks.test {
     systemProperty("hrmedge.bundles", rootProject.file("build/bundles").path)
     systemProperty("hrmedge.tokenizers", rootProject.file("build/tokenizers").path)
     systemProperty("hrmedge.golden", rootProject.file("golden.json").path)
+    systemProperty("hrmedge.spec", rootProject.file("../spec").path)
 }

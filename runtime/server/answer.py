@@ -7,6 +7,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import PROMPT_END, PROMPT_START
 
 from ..engine import Model, Piece, Settings
+from ..guided import NotInstalled
 from .wire.ask import Ask, Prompt
 from .wire.errors import RequestError, invalid
 from .wire.logprobs import score
@@ -46,6 +47,8 @@ def _parts(streams: list[Iterator[Piece]]) -> Iterator[Part]:
 def _refusal(error: HRMEdgeError, ask: Ask, number: int) -> RequestError:
     """What the engine refuses: the option at fault if it names one, else the prompt."""
     where = "messages" if ask.chat else "prompt" if len(ask.prompts) == 1 else f"prompt[{number}]"
+    if isinstance(error, NotInstalled):
+        return RequestError(501, str(error), "not_supported", "response_format")
     option = "response_format" if error.parameter == "json_schema" else error.parameter
     return invalid(str(error), option or where)
 

@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,7 @@ from .answer import Part, answers
 from .guard import Access, Guard, Limits, client_of, read_body, unless_gone
 from .metrics import Metrics
 from .queue import Job, QueueFull, ShuttingDown, Worker
+from .trial import Trial
 from .wire import ask as wire_ask
 from .wire.ask import Ask
 from .wire.errors import RequestError, invalid
@@ -39,7 +40,8 @@ from .wire.reply import Reply
 from .wire.requests import chat_type, completion_type, parse_json
 
 logger = logging.getLogger("hrm_edge.server")
-ENCODERS = 2  # threads that tokenize prompts and compile grammars beside the running answer
+ENCODERS = 2  # threads that tokenize prompts beside the running answer
+COMPILING = 16  # requests whose grammar is compiled or waits for it
 CLIENT_LEFT = 499  # nginx's status for a client that closed its connection; nobody reads it
 
 
@@ -55,6 +57,11 @@ class Server:
     def __post_init__(self) -> None:
         self.worker, self.metrics = Worker(self.limits.queue, self.model.cancel), Metrics()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
+        self._compiler = ThreadPoolExecutor(1, "compile")
+        self._compiling = 0  # requests whose grammar waits for it or is compiled
+        self.trial = Trial(self.model.guide) if self.model.guide is not None else None
+        if self.model.guide is not None:
+            self.model.guide.trial = self.trial
         self.names, self.created = Names(self.model.tokenizer), int(time.time())
         self._completion, self._chat = completion_type(self.name), chat_type(self.name)
         self.document = openapi((self._completion, self._chat), self.name)
@@ -83,7 +90,11 @@ class Server:
         yield
         self.worker.close()
         self.worker.finish(0)
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        if self.trial is not None and self.model.guide is not None:
+            self.model.guide.trial = None
+            self.trial.close()
+        for pool in (self._encoders, self._compiler):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _count(self, path: str, status: int) -> None:
         self.metrics.responses[path if path in self._paths else "other", status] += 1
@@ -101,8 +112,9 @@ class Server:
     async def _answer(self, request: Request, ask: Ask) -> Response:
         try:
             self.worker.check()
-            loop = asyncio.get_running_loop()
-            work = await loop.run_in_executor(self._encoders, answers, self.model, ask)
+            work = await self._prepare(request, ask)
+            if work is None:
+                return Response(status_code=CLIENT_LEFT)
             job = self.worker.submit(client_of(request), work)
         except (QueueFull, ShuttingDown) as error:
             raise self._refusal(error) from None
@@ -116,6 +128,24 @@ class Server:
         finally:
             self.worker.cancel(job)
         return JSONResponse(reply.whole()) if present else Response(status_code=CLIENT_LEFT)
+
+    async def _prepare(self, request: Request, ask: Ask) -> Iterator[Part] | None:
+        """Tokenize, and compile a grammar apart from all else; None if the client left meanwhile.
+
+        Raises QueueFull if too many grammars wait, and what `answers` raises.
+        """
+        loop = asyncio.get_running_loop()
+        if not ask.constrained:
+            return await loop.run_in_executor(self._encoders, answers, self.model, ask)
+        if self._compiling >= COMPILING:
+            raise QueueFull
+        self._compiling += 1
+        future = loop.run_in_executor(self._compiler, answers, self.model, ask)
+        try:
+            return await future if await unless_gone(request, asyncio.wait([future])) else None
+        finally:
+            future.cancel()
+            self._compiling -= 1
 
     def _refusal(self, error: Exception) -> RequestError:
         """What a client is told of `error`."""
@@ -188,6 +218,7 @@ class Server:
             "status": "ok" if self.worker.open else "shutting down",
             "running": int(self.worker.running is not None),
             "queued": self.worker.queued,
+            "compiling": self._compiling,
             "anonymous_memory": memory.anonymous(),
             "peak_memory": memory.peak(),
         }

@@ -70,20 +70,18 @@ def choose_context(bundle: Bundle, asked: int | None, room: int | None) -> int:
             "max_context",
         )
     pte = manifest.target == "executorch"
-    if asked is None:
-        if pte:
-            return _largest_program(manifest, room)
+    if asked is None and not pte:
         return most if room is None else max(2, largest_context(manifest, room))
-    held, per_token = (
-        manifest.context_for(asked) if pte else asked,
-        manifest.kv_cache.bytes_per_token,
-    )
-    if room is not None and held > max(2, room // per_token):
-        wanted, have = held * per_token / 2**30, room / 2**30
+    if asked is None:
+        asked = _largest_program(manifest, room)
+    held = manifest.context_for(asked) if pte else asked
+    fits = held if room is None else max(2, room // manifest.kv_cache.bytes_per_token)
+    if held > fits:
+        wanted, have = held * manifest.kv_cache.bytes_per_token / 2**30, (room or 0) / 2**30
         less = "--context" if pte else "fewer --kv-bits"
         raise HRMEdgeError(
             f"max_context {held} needs {wanted:.1f} GiB for its KV cache, {have:.1f} GiB are "
-            f"available; at most {max(2, room // per_token)} fit ({less} at export needs less)",
+            f"available; at most {fits} fit ({less} at export needs less)",
             "max_context",
         )
     return asked
@@ -102,6 +100,8 @@ def shortage(bundle: Bundle, max_context: int | None) -> str | None:
     Without `max_context` the runtime takes what fits, so that only the weights can be too large.
     """
     manifest, room = bundle.manifest, memory.available()
+    if max_context is not None and not 2 <= max_context <= manifest.max_seq_len:
+        return None  # choose_context refuses it
     wanted = need(manifest, max_context or 2)
     if room is None or wanted.total <= room:
         return None

@@ -191,7 +191,7 @@ def test_penalties_and_bias_reach_the_drawn_tokens(model: Model) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty is 0, expected more than 0"),
         ({"presence_penalty": 3}, "presence_penalty is 3, expected -2 to 2"),
         ({"frequency_penalty": float("inf")}, "frequency_penalty is inf"),
-        ({"logit_bias": {5: float("nan")}}, "expected token ids with finite numbers"),
+        ({"logit_bias": {5: float("nan")}}, "expected token ids with numbers, -100 to 100"),
         ({"logit_bias": {288: 1.0}}, "logit_bias has token 288, expected 0 to 287"),
         ({"stop": ""}, "stop is '', expected a string that is not empty"),
         ({"stop": ["a", 3]}, "expected a string that is not empty, or at most 16"),

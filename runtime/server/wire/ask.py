@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 from ...engine import Options
-from ...settings import TABLE
+from ...settings import CONSTRAINTS, TABLE
 from .errors import RequestError, invalid
 from .requests import MAX_CHOICES, checked
 
@@ -27,6 +27,11 @@ class Ask:
     chat: bool = False
     echo: bool = False  # score the prompt's own answer instead of making one
     more: int = 0  # tokens to add to what is echoed
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar has to be compiled."""
+        return not self.options.keys().isdisjoint(CONSTRAINTS)
 
     @property
     def choices(self) -> int:
@@ -126,5 +131,8 @@ def _options(body: dict[str, Any]) -> Options:
 
 def _token(key: str) -> int:
     if not (key.isascii() and key.isdigit() and len(key) < 10):
-        raise invalid(f"logit_bias has the key {key[:60]!r}, expected a token id", "logit_bias")
+        shown = key[:60]
+        raise invalid(
+            f"logit_bias has the key {shown!r}, expected a token id", f"logit_bias.{shown}"
+        )
     return int(key)

@@ -36,6 +36,7 @@ REFUSALS = {
     "421": "Another host name than this server's",
     "429": "The queue is full",
     "500": "The server failed",
+    "501": "Answers cannot be constrained here, since llguidance is not installed",
     "503": "The server is shutting down",
 }
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")

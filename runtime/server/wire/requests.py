@@ -151,7 +151,9 @@ def parse_json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = str(error).partition(" - at ")[0]
+        if isinstance(error, RecursionError):
+            reason = "nested too deeply"
         raise invalid(f"the body is not JSON ({reason[:200]})", code="invalid_json") from None
 
 

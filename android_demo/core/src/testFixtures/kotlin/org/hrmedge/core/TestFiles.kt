@@ -17,6 +17,9 @@ object TestFiles {
     val python = JSONObject(File(bundles, "python.json").readText())
     val golden = JSONObject(File(System.getProperty("hrmedge.golden")!!).readText())
 
+    /** The cases [name] that all runtimes share. */
+    fun spec(name: String) = JSONObject(File(System.getProperty("hrmedge.spec")!!, "$name.json").readText())
+
     fun bundle(kvBits: Int): Bundle = bundle("kv$kvBits")
 
     /** Prompts, tokens and texts of the Python runtime with the bundle [name]. */
