@@ -139,7 +139,7 @@ step "Tests on the JVM"
 jars=/usr/share/java/com.android.json.jar:/usr/share/java/junit4.jar:/usr/share/java/hamcrest-core.jar
 jars+=:$tools/kotlin/lib/kotlin-test.jar:$tools/kotlin/lib/kotlin-test-junit.jar:$libraries:$stdlib
 mapfile -t tests < <(find core/src/test core/src/testFixtures app/src/test -name '*.kt')
-kotlinc -cp "$build/classes/app:$jars" -d "$build/classes/test" "${tests[@]}"
+kotlinc "-Xfriend-paths=$build/classes/app" -cp "$build/classes/app:$jars" -d "$build/classes/test" "${tests[@]}"
 
 native=$build/native
 rm -rf "$native"

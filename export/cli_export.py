@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hrm_edge.names import is_linear
+from hrm_edge.names import TOKENIZER, is_linear
 
 from .recipe import METHODS, Calibration, Recipe, named_method
 
@@ -136,6 +136,12 @@ def command(
         click.echo(f"group size {group} does not divide rows of {padded}: they are padded")
     if not no_report:
         click.echo("\n".join(quality_lines(bundle.manifest.quality)))
+    if TOKENIZER not in bundle.manifest.files:
+        click.echo(
+            f"{checkpoint} has no {TOKENIZER}, so {out} has none: bench and token ids from Python "
+            "work; generate, chat and serve need it beside the model",
+            err=True,
+        )
     size = sum(file.size for file in bundle.manifest.files.values())
     then = f"hrm-edge generate {out} 'Hello'" if target != "gguf" else f"hrm-edge inspect {out}"
     click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")

@@ -19,6 +19,7 @@ from hrm_edge.names import TOKENIZER
 from hrm_edge.prompt import ANSWER_END, Tokenizer
 
 SAMPLE = np.dtype([("start", "<i8"), ("prompt", "<i4"), ("length", "<i4"), ("task", "<i4")])
+PIECE = 1 << 20  # bytes of a file that are hashed at once
 FORMAT = 2  # of the arrays; part of their fingerprint
 
 
@@ -133,7 +134,9 @@ def _fingerprint(path: Path, tokenizer: Path, *settings: object) -> str:
     digest = hashlib.sha256(repr((FORMAT, *settings)).encode())
     for source in (path, file):
         try:
-            digest.update(source.read_bytes())
+            with source.open("rb") as content:
+                while piece := content.read(PIECE):
+                    digest.update(piece)
         except OSError as error:
             raise HRMEdgeError(f"{source}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()[:16]

@@ -30,17 +30,17 @@ class Corpus:
 def prepare(config: TrainConfig, data: Path, valid: Path | None, out: Path, world: World) -> Corpus:
     """Tokenizer and samples under `out`, made by the first process and opened by all."""
     _check_split(config, world)
-    tokenizer = out / "tokenizer"
+    tokenizer, paths = out / "tokenizer", [data] if valid is None else [data, valid]
+    samples: list[Samples] = []
     if world.is_first:
         with writing(out):
             _prepare_tokenizer(config, data, tokenizer)
-        for path in (data, valid):
-            if path is not None:
-                _samples(config, path, tokenizer, out)
+        samples = [_samples(config, path, tokenizer, out) for path in paths]
     world.barrier()
+    samples = samples or [_samples(config, path, tokenizer, out) for path in paths]
     return Corpus(
-        _samples(config, data, tokenizer, out),
-        _samples(config, valid, tokenizer, out) if valid is not None else None,
+        samples[0],
+        samples[1] if valid is not None else None,
         tokenizer,
         Tokenizer(tokenizer).vocab_size,
         _special_ids(tokenizer),

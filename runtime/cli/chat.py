@@ -56,12 +56,14 @@ def command(
 
 def _take(model: "Model", conversation: "Conversation", line: str, stats: bool) -> None:
     """A turn, a command, or nothing."""
-    if line.strip() == "/retry":
-        line = conversation.retry()
-    elif line.startswith("/"):
+    from .conversation import RETRY, named
+
+    if line.startswith("/") and named(line) != RETRY:
         if said := conversation.command(line):
             click.echo(said, err=True)
         return
+    if line.startswith("/"):
+        line = conversation.retry()
     if line.strip():
         asked = conversation.ask(line)
         answer, figures = _answer(model, asked, conversation.options)

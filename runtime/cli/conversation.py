@@ -16,6 +16,8 @@ from hrm_edge.files import writing
 from ..chat import check_messages
 from ..settings import Options, Settings
 
+RETRY = "retry"
+
 
 @dataclass
 class Conversation:
@@ -35,13 +37,8 @@ class Conversation:
 
     def command(self, line: str) -> str | None:
         """Carry out "/name argument"; what to say about it. Raises HRMEdgeError."""
-        name, _, argument = line[1:].partition(" ")
-        known = [other for other in COMMANDS if name and other.startswith(name)]
-        if name in COMMANDS:
-            known = [name]
-        if len(known) != 1:
-            raise HRMEdgeError(f"/{name} is no command; see /help")
-        return COMMANDS[known[0]][0](self, argument.strip())
+        _, _, argument = line.partition(" ")
+        return COMMANDS[named(line)][0](self, argument.strip())
 
     def retry(self) -> str:
         """Take the last turn back and return the user's part of it. Raises HRMEdgeError."""
@@ -50,6 +47,17 @@ class Conversation:
         asked = self.messages[-2]["content"]
         del self.messages[-2:]
         return asked
+
+
+def named(line: str) -> str:
+    """The command that "/name argument" means; a beginning is enough. Raises HRMEdgeError."""
+    name = line[1:].partition(" ")[0]
+    known = [other for other in COMMANDS if name and other.startswith(name)]
+    if name in COMMANDS:
+        return name
+    if len(known) != 1:
+        raise HRMEdgeError(f"/{name} is no command; see /help")
+    return known[0]
 
 
 def _help(conversation: Conversation, argument: str) -> str:
@@ -125,7 +133,7 @@ COMMANDS: dict[str, tuple[Callable[[Conversation, str], str | None], str]] = {
     "exit": (_exit, "leave (or Ctrl-D)"),
     "clear": (_clear, "begin a new conversation; the system message stays"),
     "undo": (_undo, "take the last turn back"),
-    "retry": (_help, "answer the last message once more"),  # carried out where answers are made
+    RETRY: (_help, "answer the last message once more"),  # carried out where answers are made
     "system": (_system, "TEXT: set the system message; without TEXT, remove it"),
     "set": (_set, "NAME VALUE: change an option, such as temperature 0.7; alone, show all"),
     "save": (_save, "FILE: save the conversation as JSON"),

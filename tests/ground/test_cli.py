@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from hrm_edge.bundle import Manifest
 from tiny_models import Shape, write_model
 
 
@@ -148,3 +149,24 @@ def _replace(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def test_a_checkpoint_without_a_tokenizer_is_exported_and_said(
+    run_cli, checkpoint: Path, tmp_path: Path
+) -> None:
+    (checkpoint / "tokenizer.json").unlink()
+    code, _, err = run_cli("export", checkpoint, "-o", tmp_path / "b")
+    assert code == 0 and "has no tokenizer.json" in err and "generate, chat and serve" in err
+    code, out, _ = run_cli("bench", tmp_path / "b", "-p", 4, "-n", 2, "-r", 1)
+    assert code == 0 and "pp4" in out
+    code, _, err = run_cli("generate", tmp_path / "b", "Hi")
+    assert code == 1 and "the tokenizer is missing" in err
+
+
+def test_a_bundle_is_opened_once(
+    run_cli, shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, read = list[Path](), Manifest.read
+    monkeypatch.setattr(Manifest, "read", lambda path: (opened.append(path), read(path))[1])
+    assert run_cli("generate", shared_bundle, "Hi", "-n", 2)[0] == 0
+    assert opened == [shared_bundle]

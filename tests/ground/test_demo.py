@@ -7,6 +7,8 @@ import pytest
 
 from hrm_edge.bundle import Bundle
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_demo_checks_the_bundle_and_answers(run_cli, tmp_path: Path) -> None:
     code, out, _ = run_cli("demo", "--seed", 1, "-q", 18, "-o", tmp_path / "bundle")

@@ -16,6 +16,8 @@ from hrm_edge.model import HRMText, prefix_mask
 from hrm_edge.prompt import ANSWER_END, SPECIAL_TOKENS, Tokenizer, format_prompt
 from hrm_edge.training.weights import load_model
 
+pytestmark = pytest.mark.slow
+
 END = SPECIAL_TOKENS[ANSWER_END]
 QUESTIONS = read_rows(SHIPPED / "questions.jsonl")
 

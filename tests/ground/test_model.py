@@ -22,6 +22,8 @@ from hrm_edge.model import (
 )
 from hrm_edge.training.weights import load_model
 
+pytestmark = pytest.mark.slow
+
 CONFIG = HRMTextConfig(
     vocab_size=61,
     hidden_size=16,

@@ -9,6 +9,8 @@ from benchmarks.engines import RUNTIMES
 from benchmarks.golden import COUNT, KV_BITS, MARGIN, make_golden
 from hrm_edge.export import export
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[2] / "android_demo" / "golden.json"
 
 

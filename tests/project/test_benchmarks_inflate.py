@@ -17,6 +17,8 @@ from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import load
 from tiny_models import VOCAB, Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
 LARGE = sized("tiny", vocab=400)  # 2 heads of 128, 2 layers a stack
 

@@ -16,6 +16,8 @@ from hrm_edge.export.quantize.plan import make_plan
 from hrm_edge.export.targets import GGUFTarget
 from hrm_edge.export.to_gguf.write import write_gguf
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def gguf(checkpoint: Path, tmp_path: Path) -> Path:

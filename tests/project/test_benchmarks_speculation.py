@@ -21,6 +21,8 @@ from benchmarks.speculation import (
 )
 from hrm_edge.prompt import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 LARGE = replace(sized("tiny", vocab=640), num_attention_heads=4, head_dim=64)
 
 

@@ -16,6 +16,8 @@ from hrm_edge.bundle import Manifest
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import load
 
+pytestmark = [pytest.mark.slow, pytest.mark.network]
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "web_demo"
 GOLDEN = json.loads((ROOT / "android_demo" / "golden.json").read_text(encoding="utf-8"))

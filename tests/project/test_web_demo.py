@@ -17,6 +17,8 @@ from browsing import SOFTWARE_WEBGPU, chromium, static_server
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import load
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "web_demo"
 GOLDEN = json.loads((ROOT / "android_demo" / "golden.json").read_text(encoding="utf-8"))

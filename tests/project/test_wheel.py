@@ -3,17 +3,39 @@
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_wheel_converts_and_answers_without_torch(
-    shared_checkpoint: Path, tmp_path: Path
-) -> None:
+ROOMS = ("training", "export", "runtime")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    run([*pip, "wheel", "--no-deps", "-w", tmp_path / "wheel", ROOT], tmp_path)
-    (wheel,) = (tmp_path / "wheel").glob("hrm_edge-*.whl")
+    run([*pip, "wheel", "--no-deps", "-w", out, ROOT], out)
+    (found,) = out.glob("hrm_edge-*.whl")
+    return found
+
+
+def test_the_wheel_holds_what_git_knows_and_nothing_else(wheel: Path) -> None:
+    listed = run(["git", "ls-files", "hrm_edge", *ROOMS], ROOT).splitlines()
+    expected = {name if name.startswith("hrm_edge/") else f"hrm_edge/{name}" for name in listed}
+    with zipfile.ZipFile(wheel) as opened:
+        held = {name for name in opened.namelist() if ".dist-info/" not in name}
+    assert held == expected
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_wheel_converts_and_answers_without_torch(
+    wheel: Path, shared_checkpoint: Path, tmp_path: Path
+) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     bin_dir = tmp_path / "env" / "bin"
     elsewhere = tmp_path / "elsewhere"

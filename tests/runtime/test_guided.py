@@ -11,6 +11,8 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.runtime import Model, load
 from hrm_edge.runtime.speculation import Pace
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS = [
     {
         "type": "object",

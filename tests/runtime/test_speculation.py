@@ -15,6 +15,8 @@ from hrm_edge.runtime.sampling import candidates, make_chooser, make_sampler
 from hrm_edge.runtime.speculation import Experience, Pace, PromptLookup, Verifier, lookups
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 COPY = "def area(width, height): return width * height # repeat: def area(width, height): return"
 PROMPTS = ["Hello", "abcabcabcabcabc", COPY, "1 2 3 1 2 3 1 2 3", "zq"]
 

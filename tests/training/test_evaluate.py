@@ -15,6 +15,8 @@ from hrm_edge.training.evaluate import evaluate, score
 from hrm_edge.training.weights import load_model
 from tiny_training import TINY, letters, metrics
 
+pytestmark = pytest.mark.slow
+
 ALONE = World(0, 1, torch.device("cpu"))
 
 

@@ -16,6 +16,8 @@ from hrm_edge.training.import_reference import import_reference
 from hrm_edge.training.optimizer import AdamATan2
 from hrm_edge.training.tokenizer import train_tokenizer, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 HIDDEN, WIDTH, VOCAB, HEADS = 64, 256, 512, 2
 ARCH: dict[str, Any] = {
     "name": "baselines.hrm_nocarry_bp_warmup@HierarchicalReasoningModel",

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from hrm_edge.training.objective import Outcome
 from hrm_edge.training.packing import Rows
 from hrm_edge.training.weights import load_model
 from tiny_training import TINY, letters, metrics
+
+pytestmark = pytest.mark.slow
 
 STATES = ["step-00000008", "step-00000012"]
 
@@ -193,7 +196,10 @@ def test_fine_tuning_starts_from_a_checkpoint(
     run: Path, data: Path, valid: Path, tmp_path: Path
 ) -> None:
     config = replace(TINY, optimizer=replace(TINY.optimizer, lr=1e-3, bp_warmup=0.0))
-    train(config, data, tmp_path / "run", start=run / "checkpoint", quiet=True)
+    start = Path(shutil.copytree(run / "checkpoint", tmp_path / "start"))
+    (start / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    train(config, data, tmp_path / "run", start=start, quiet=True)
+    assert (tmp_path / "run/checkpoint/chat_template.jinja").is_file()
     assert metrics(tmp_path / "run", "loss")[0] < metrics(run, "loss")[-2]
     tokenizer = (run / "checkpoint/tokenizer.json").read_bytes()
     assert (tmp_path / "run/checkpoint/tokenizer.json").read_bytes() == tokenizer

@@ -18,6 +18,8 @@ from hrm_edge.training.packing import (
 )
 from hrm_edge.training.weights import new_model
 
+pytestmark = pytest.mark.slow
+
 CONFIG = HRMTextConfig(
     vocab_size=50,
     hidden_size=16,

@@ -24,6 +24,8 @@ from hrm_edge.training.config import LoraSettings, QATSettings, check_config
 from hrm_edge.training.qat import QATLinear, fake_quantize
 from tiny_training import TINY, letters, metrics, write_lines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("columns", [32, 96, 200])
 @pytest.mark.parametrize("group_size", [16, 32, 128])

@@ -25,6 +25,8 @@ from hrm_edge.samples import default_prompts
 from references import random_samples
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_numpy_model_equals_transformers(tmp_path: Path, tied: bool) -> None:

@@ -30,6 +30,8 @@ from hrm_edge.names import DOWN, linear
 from references import random_samples
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 SMALL = Calibration(tokens=300)
 
 

@@ -21,6 +21,8 @@ from hrm_edge.runtime.session.opening import open_session
 from pte_running import ROWS, RUNNER, run_cli, run_python
 from references import prompt
 
+pytestmark = pytest.mark.slow
+
 CONTEXTS = [64, 128]
 
 

@@ -20,6 +20,8 @@ from hrm_edge.runtime.session.opening import open_session
 from references import load_reference, prompt, relative
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 EPS = 1e-6
 WIDTH = 1536  # 64 rows of it are shared out among threads
 

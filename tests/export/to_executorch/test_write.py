@@ -25,6 +25,8 @@ from hrm_edge.runtime.session.protocol import Session
 from references import load_ours, load_reference, prompt, random_shapes, relative
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
 STEPS = 16
 SHAPES = random_shapes(10, (32, 64, 16, 6), (96, 160, 250))

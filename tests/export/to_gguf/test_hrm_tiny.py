@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks.hrm_tiny_release import SHIPPED, read_rows
@@ -13,6 +14,8 @@ from hrm_edge.export.targets import GGUFTarget
 from hrm_edge.export.to_gguf.write import write_gguf
 from hrm_edge.prompt import Tokenizer, format_prompt
 from hrm_edge.training.weights import load_model
+
+pytestmark = pytest.mark.slow
 
 QUESTIONS = read_rows(SHIPPED / "questions.jsonl")
 

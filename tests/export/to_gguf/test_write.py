@@ -26,6 +26,8 @@ from hrm_edge.prompt import SPECIAL_TOKENS
 from hrm_edge.prompt import Tokenizer as OurTokenizer
 from tiny_models import VOCAB, Shape, write_model, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [
     Shape(),
     Shape(layers=2, H=1, L=3, tied=True, layout="split", seed=4),

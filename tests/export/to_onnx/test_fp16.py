@@ -16,6 +16,8 @@ from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.session.opening import open_session
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 EXACT32 = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
 EXACT16 = Recipe(bits=16, head_bits=16, embedding_bits=16, kv_bits=16, dtype="fp16")
 HRM_TINY = Path(str(files("hrm_edge") / "data" / "hrm_tiny"))

@@ -20,6 +20,8 @@ from hrm_edge.runtime.session.opening import open_session
 from references import load_ours, load_reference, prompt, random_shapes, relative
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 og: Any = importlib.import_module("onnxruntime_genai")  # ships without types
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
 STEPS = 16

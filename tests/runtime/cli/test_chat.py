@@ -52,7 +52,7 @@ def test_commands_change_conversation_and_options(
         "/undo",
         "Hi",
         "/set max_tokens 3",
-        "/retry",
+        "/ret",
         f"/save {saved}",
         "/clear",
         "Hi",

@@ -29,6 +29,8 @@ from hrm_edge.runtime.server.wire.openapi import openapi
 from hrm_edge.runtime.server.wire.requests import chat_type, checked, completion_type, parse_json
 from serving import Running, serving
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-key"
 MESSAGE = {"role": "user", "content": "Hi"}
 TYPES = {"completion": completion_type("tiny"), "chat": chat_type("tiny")}

@@ -21,6 +21,8 @@ from hrm_edge.runtime import Model, load
 from hrm_edge.runtime.server.guard import Limits
 from serving import Running, serving, slow, wait_for
 
+pytestmark = pytest.mark.slow
+
 FOREVER = {"prompt": "Hello", "max_tokens": 240, "logit_bias": {"11": -100}}
 
 

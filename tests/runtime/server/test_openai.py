@@ -11,6 +11,8 @@ import pytest
 from hrm_edge.runtime import Model, load
 from serving import Running, serving, slow
 
+pytestmark = pytest.mark.slow
+
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from hrm_edge.runtime import Model, load
 from serving import Running, serving, slow, wait_for
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -128,7 +130,7 @@ def test_conditions_and_settings_reach_the_server(page: Page) -> None:
 def test_a_value_out_of_range_is_not_taken(page: Page) -> None:
     set_field(page, "Longest answer", "2")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Temperature", exact=True).fill("9")
+    page.get_by_label("Temperature", exact=True).fill("900")
     shot(page, "settings")
     page.keyboard.press("Escape")
     with page.expect_request("**/v1/chat/completions") as sent:

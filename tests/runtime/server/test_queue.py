@@ -10,6 +10,8 @@ import pytest
 
 from hrm_edge.runtime.server.queue import Job, QueueFull, ShuttingDown, Worker
 
+pytestmark = pytest.mark.slow
+
 Scenario = Callable[[Worker], Coroutine[Any, Any, None]]
 
 

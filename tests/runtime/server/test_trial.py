@@ -15,6 +15,8 @@ from hrm_edge.runtime.guided import Grammar
 from hrm_edge.runtime.server.trial import Budget, Trial
 from serving import Running, serving
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = {"type": "integer", "multipleOf": 99_999_999}
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

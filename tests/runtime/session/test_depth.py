@@ -21,6 +21,8 @@ from hrm_edge.runtime.speculation import Pace
 from hrm_edge.training.weights import load_model
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 CYCLES = 3
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
 PROMPT, REST = list(range(20, 45)), [60, 61, 62, 63, 64]

@@ -20,6 +20,8 @@ from pte_running import ROWS, RUNNER, run_cli, run_python
 from references import prompt
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

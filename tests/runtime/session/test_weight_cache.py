@@ -19,6 +19,8 @@ from hrm_edge.runtime.session import weight_cache
 from hrm_edge.runtime.session.loading import weight_cache_directory
 from tiny_models import Shape, write_model
 
+pytestmark = pytest.mark.slow
+
 PROMPT = list(range(20, 40))
 
 

@@ -60,7 +60,7 @@ data class Manifest(
             throw Problem("$NAME is damaged (${error.message}); copy or export the bundle again.")
         }
 
-        internal fun read(raw: JSONObject): Manifest {
+        private fun read(raw: JSONObject): Manifest {
             val model = raw.getJSONObject("model")
             val cache = raw.getJSONObject("kv_cache")
             val files = raw.getJSONObject("files")

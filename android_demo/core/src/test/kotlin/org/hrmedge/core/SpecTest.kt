@@ -114,7 +114,7 @@ class SpecTest {
     @Test
     fun fit() {
         for (case in cases("fit")) {
-            val manifest = Manifest.read(case.getJSONObject("manifest"))
+            val manifest = Manifest.parse(case.getJSONObject("manifest").toString())
             for (expected in case.getJSONArray("needs").objects()) {
                 val found = need(manifest, expected.getInt("context"))
                 assertEquals(expected.getLong("weights"), found.weights)
