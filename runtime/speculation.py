@@ -170,8 +170,8 @@ class Pace:
         """(a guess, how many of its tokens to verify)."""
         if self.drafter.free:
             guess = self.drafter.propose(answer, MOST)
-            return guess, min(self.length(), most, len(guess)) if guess and most else 0
-        worth = min(self.length(), most)
+            return guess, self.length(min(most, len(guess)))
+        worth = self.length(most)
         self._idle = 0 if worth else self._idle + 1
         if self._idle > PROBE:
             self._idle, worth = 0, min(1, most)
@@ -184,12 +184,12 @@ class Pace:
         self._warm = True
         return guess, len(guess)
 
-    def length(self) -> int:
-        """The number of drafted tokens that promises the most tokens a second."""
+    def length(self, limit: int = MOST) -> int:
+        """The number of drafted tokens, at most `limit`, that promises the most tokens a second."""
         right, own = self._right / self._tried, min(self._seconds, default=0.0)
         best, most = 0, GAIN / self._learned.of(1)
         expected = chance = 1.0
-        for k in range(1, MOST + 1):
+        for k in range(1, min(MOST, limit) + 1):
             chance *= right  # that the first k tokens are right
             expected += chance
             rate = expected / (self._learned.of(k + 1, self.drafter.resumed) + k * own)

@@ -29,7 +29,7 @@ def model(shared_bundle: Path) -> Model:
 @pytest.fixture(params=[1, 3, 7])
 def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts of this length whenever a drafter has a guess, whether they pay or not."""
-    monkeypatch.setattr(Pace, "length", lambda self: request.param)
+    monkeypatch.setattr(Pace, "length", lambda self, limit: min(request.param, limit))
 
 
 @pytest.mark.usefixtures("always")
@@ -123,7 +123,7 @@ class Guesser:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_samples_keep_their_distribution(temperature: float, monkeypatch) -> None:
-    monkeypatch.setattr(Pace, "length", lambda self: 3)
+    monkeypatch.setattr(Pace, "length", lambda self, limit: min(3, limit))
     settings, count, drawn, tally = (temperature, 0, 0.95, 0.0), 5_000, Counter(), None
     sample = make_sampler(*settings, seed=11)
     for _ in range(count):
@@ -225,7 +225,7 @@ def test_a_model_drafts_for_another_with_the_same_tokenizer(
 ) -> None:
     alone = load(shared_bundle, threads=1, max_context=128)
     expected = {p: alone.generate(p, max_tokens=40, speculate=False).tokens for p in PROMPTS}
-    monkeypatch.setattr(Pace, "length", lambda self: 3)
+    monkeypatch.setattr(Pace, "length", lambda self, limit: min(3, limit))
     monkeypatch.setattr("hrm_edge.runtime.engine.lookups", lambda ids, learned: [])
     twin = load(shared_bundle, threads=1, max_context=128, draft=shared_bundle)
     for prompt, tokens in expected.items():

@@ -135,7 +135,7 @@ def models(request: pytest.FixtureRequest, exact: Bundle) -> tuple[Model, Model,
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_self_speculation_changes_no_greedy_answer(models, monkeypatch, prompt: str) -> None:
     plain, drafting, length = models
-    monkeypatch.setattr(Pace, "length", lambda self: length)
+    monkeypatch.setattr(Pace, "length", lambda self, limit: min(length, limit))
     monkeypatch.setattr("hrm_edge.runtime.engine.lookups", lambda ids, learned: [])
     expected = plain.generate(prompt, max_tokens=60, speculate=False)
     done = drafting.generate(prompt, max_tokens=60)
@@ -146,7 +146,7 @@ def test_self_speculation_changes_no_greedy_answer(models, monkeypatch, prompt: 
 
 def test_self_speculation_beside_prompt_lookup_changes_no_sample(models, monkeypatch) -> None:
     plain, drafting, length = models
-    monkeypatch.setattr(Pace, "length", lambda self: length)
+    monkeypatch.setattr(Pace, "length", lambda self, limit: min(length, limit))
     accepted = 0
     for seed in range(5):
         options = {"temperature": 0.6, "top_p": 0.95, "seed": seed, "max_tokens": 40}
@@ -158,7 +158,7 @@ def test_self_speculation_beside_prompt_lookup_changes_no_sample(models, monkeyp
 
 
 def test_drafts_stop_at_the_end_of_the_context(exact: Bundle, monkeypatch) -> None:
-    monkeypatch.setattr(Pace, "length", lambda self: 4)
+    monkeypatch.setattr(Pace, "length", lambda self, limit: min(4, limit))
     plain = load(exact.path, threads=1, max_context=24)
     drafting = load(exact.path, threads=1, max_context=24, draft="self")
     expected = plain.generate("abc", max_tokens=99, speculate=False).tokens
