@@ -67,8 +67,11 @@ class ChatTemplate:
         raise HRMEdgeError(f"{self._path}: the chat template refuses the conversation ({reason})")
 
 
-def read_chat_template(directory: Path) -> ChatTemplate | None:
-    """The template of chat_template.jinja or tokenizer_config.json, if there is one."""
+def chat_template_source(directory: Path) -> tuple[Path, str, dict[str, Any]] | None:
+    """(file, template, tokenizer_config.json) of a checkpoint that has a template.
+
+    It lies in chat_template.jinja, or in tokenizer_config.json, where several go by name.
+    """
     path, config = directory / TOKENIZER_CONFIG, dict[str, Any]()
     if path.is_file():
         config = read_json_object(path)
@@ -78,8 +81,15 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
         source = path.read_text(encoding="utf-8")
     if isinstance(source, list):  # several, by name
         source = next((t["template"] for t in source if t.get("name") == "default"), None)
-    if not isinstance(source, str):
+    return (path, source, config) if isinstance(source, str) else None
+
+
+def read_chat_template(directory: Path) -> ChatTemplate | None:
+    """The template of the checkpoint or bundle in `directory`, if there is one."""
+    found = chat_template_source(directory)
+    if found is None:
         return None
+    path, source, config = found
     tokens = {name: _token(config[name]) for name in config if name.endswith("_token")}
     return ChatTemplate(source, {n: t for n, t in tokens.items() if t is not None}, path)
 

@@ -57,6 +57,8 @@ def _check(model: Any, path: Path) -> None:
     """Compare with the logits that transformers computed from the checkpoint in float32."""
     import numpy as np
 
+    from hrm_edge.numerics import log_softmax
+
     stored = np.load(path)
     agree, divergences = [], []
     for i in range(sum(name.startswith("prompt_") for name in stored.files)):
@@ -64,7 +66,7 @@ def _check(model: Any, path: Path) -> None:
         logits = model.session.prefill(prompt)[None]
         if len(answer) > 1:
             logits = np.concatenate([logits, model.session.decode(answer[:-1])])
-        expected, got = _log_softmax(stored[f"logits_{i}"]), _log_softmax(logits)
+        expected, got = log_softmax(stored[f"logits_{i}"]), log_softmax(logits)
         divergences += (np.exp(expected) * (expected - got)).sum(-1).tolist()
         agree += (expected.argmax(-1) == got.argmax(-1)).tolist()
     share = sum(agree) / len(agree)
@@ -74,13 +76,6 @@ def _check(model: Any, path: Path) -> None:
     )
     if share < LEAST_AGREEMENT:
         raise HRMEdgeError(f"the exported model disagrees with its reference ({share:.1%} equal)")
-
-
-def _log_softmax(logits: Any) -> Any:
-    import numpy as np
-
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _draw(path: Path, count: int, seed: int | None) -> list[dict[str, str]]:

@@ -13,6 +13,12 @@ from tokenizers.decoders import DecodeStream
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import TOKENIZER
 
+# How Qwen2 splits text before merging: words with one leading mark, single digits, runs of marks,
+# spaces. Our own tokenizers are trained with it, and llama.cpp knows it by name.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PROMPT_START = "<|im_start|>"
 PROMPT_END = "<|im_end|>"
 ANSWER_END = "<|box_end|>"

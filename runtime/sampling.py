@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrm_edge.numerics import log_softmax
+
 from .processors import Processor
 
 Sampler = Callable[[np.ndarray], int]
@@ -46,8 +48,7 @@ def make_chooser(
 
 
 def _with_logprobs(token: int, logits: np.ndarray, count: int) -> Choice:
-    shifted = logits.astype(np.float64) - logits.max()
-    logs = shifted - np.log(np.exp(shifted).sum())
+    logs = log_softmax(logits)
     ids = _likeliest(logits, count) if count else np.array([], np.int64)
     top = tuple((int(i), float(logs[i])) for i in ids[:count])
     return Choice(token, float(logs[token]), top)

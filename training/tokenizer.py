@@ -12,13 +12,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from hrm_edge.prompt import ANSWER_END, PROMPT_START, SPECIAL_TOKENS
+from hrm_edge.prompt import ANSWER_END, PROMPT_START, QWEN2_SPLIT, SPECIAL_TOKENS
 
-# Qwen2's split: words with one leading mark, single digits, runs of marks, spaces.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPECIAL_COUNT = max(SPECIAL_TOKENS.values()) + 1
 SMALLEST = SPECIAL_COUNT + 256
 
@@ -39,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -11,14 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from hrm_edge.names import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, PAST, PRESENT
+from hrm_edge.numerics import ort_dtype
 from hrm_edge.samples import Sample
-
-CACHE_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-}
 
 
 class Runner:
@@ -33,7 +27,7 @@ class Runner:
         for node in self._session.get_inputs():
             if node.name.startswith(PAST):
                 _, heads, _, width = node.shape
-                cache = np.zeros((1, heads, longest, width), CACHE_DTYPES[node.type])
+                cache = np.zeros((1, heads, longest, width), ort_dtype(node.type))
                 value = ort.OrtValue.ortvalue_from_numpy(cache)
                 self._binding.bind_ortvalue_input(node.name, value)
                 self._binding.bind_ortvalue_output(node.name.replace(PAST, PRESENT), value)

@@ -58,12 +58,13 @@ def _grid(weight: np.ndarray, hessian: np.ndarray, form: Format, symmetric: bool
 
 def _factor(hessian: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
     """The order of the columns, and U [K, K] of the damped Hessian in that order, float32."""
-    h = hessian.astype(np.float64)
+    h = hessian.astype(np.float64)  # [K, K]
     diagonal = np.einsum("ii->i", h)
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
-    order = np.argsort(-diagonal, kind="stable")
+    order = np.argsort(-diagonal, kind="stable")  # columns with the largest inputs first
     try:
+        # H^-1 = U^T U with U upper triangular: row i of U holds what column i hands on.
         inverse = np.linalg.inv(h[np.ix_(order, order)])
         upper = np.linalg.cholesky(inverse).T
     except np.linalg.LinAlgError:
@@ -82,10 +83,13 @@ def _round_columns(
     scales, zeros = np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T)
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     codes, top = np.empty_like(w), (1 << bits) - 1
+    # w [K, N]: row i is column i of the weight. Within a block, errors go to the rest of it one by
+    # one; what lies behind gets them all at once: the same sum, as a matrix product.
     for start in range(0, len(w), BLOCK):
         stop = min(start + BLOCK, len(w))
         errors = np.empty_like(w[start:stop])
         for i in range(start, stop):
+            # e = (w_i - q s) / U_ii, and w_j -= U_ij e for the columns j to come
             q = np.clip(np.rint(w[i] * inverse[i]), -zeros[i], top - zeros[i])
             codes[i] = q
             errors[i - start] = (w[i] - q * scales[i]) / upper[i, i]

@@ -40,9 +40,9 @@ class Grid:
         """The code, less its zero point, nearest to each of weight [N, G, group_size]."""
         if inverse is None:
             inverse = _inverse(self.scales)
-        q = weight * inverse[..., None]
+        q = weight * inverse[..., None]  # [N, G, group_size], in steps of each group's scale
         np.rint(q, out=q)
-        low = -self.zeros[..., None]
+        low = -self.zeros[..., None]  # codes go from 0 to 2^bits - 1, here less their zero point
         return np.clip(q, low, low + ((1 << self.bits) - 1), out=q)
 
     def quantized(self, codes: np.ndarray, symmetric: bool) -> Quantized:
@@ -66,10 +66,11 @@ def quantize(
     code farthest from zero; with `positive` no scale is negative, nor zero.
     """
     n, k = weight.shape
-    groups = -(-k // group_size)
+    groups = -(-k // group_size)  # G, the last one padded
     codes = np.empty((n, groups, group_size * bits // 8), np.uint8)
     scales = np.empty((n, groups), np.float32)
     zeros = None if symmetric else np.empty((n, -(-groups * bits // 8)), np.uint8)
+    # Rows are independent of one another: a chunk of them for each thread.
     rows = max(1, CHUNK_BYTES // (4 * groups * group_size))
 
     def work(start: int) -> None:
@@ -98,7 +99,8 @@ def dequantize(quantized: Quantized, bits: int, columns: int) -> np.ndarray:
 
     def work(start: int) -> None:
         part = slice(start, start + step)
-        codes = unpack(quantized.codes[part].reshape(len(values[part]), -1), bits)
+        codes = unpack(quantized.codes[part].reshape(len(values[part]), -1), bits)  # [n, G * g]
+        # (code - zero point) * scale, group by group
         middle = np.float32(1 << (bits - 1))
         if quantized.zero_points is not None:
             middle = unpack(quantized.zero_points[part], bits)[:, :groups, None].astype(np.float32)
@@ -151,7 +153,9 @@ def search(
     best_gain = np.full(w.shape[:2], -1.0, np.float32)
     inverse = scales = zeros = np.zeros_like(best_gain)
     for trial, zero in _trials(w, bits, symmetric, positive):
-        q = Grid(trial, zero, bits).codes(w, trial)
+        q = Grid(trial, zero, bits).codes(w, trial)  # [N, G, group_size]
+        # The squared error sum(h (w - s q)^2) of these codes, h being the importance, is least at
+        # s = sum(h w q) / sum(h q q) and then sum(h w w) - s sum(h w q): gain is what is subtracted.
         weighted = q if importance is None else q * importance
         wq, qq = np.einsum("rgk,rgk->rg", w, weighted), np.einsum("rgk,rgk->rg", q, weighted)
         fitted = np.divide(wq, qq, out=np.zeros_like(wq), where=qq > 0)
@@ -169,6 +173,7 @@ def _trials(
     """Candidates for (1 / step, zero point) [N, G] of each group."""
     top = (1 << bits) - 1
     if symmetric:
+        # The largest weight of a group goes to one end of the grid, times each clip factor.
         middle = np.float32(1 << (bits - 1))
         at = np.abs(w).argmax(-1, keepdims=True)
         peak = np.take_along_axis(w, at, -1)[..., 0]  # signed: it takes the longer side, -middle
@@ -177,6 +182,7 @@ def _trials(
         for factor in CLIP_FACTORS[bits]:
             yield unit * np.float32(factor), np.full_like(peak, middle)
         return
+    # Asymmetric: the grid spans the group's range, zero included, and clips both ends alike.
     low, high = np.minimum(w.min(-1), 0), np.maximum(w.max(-1), 0)
     span = high - low
     unit = np.divide(np.float32(top), span, out=np.zeros_like(span), where=span > 0)

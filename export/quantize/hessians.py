@@ -108,6 +108,7 @@ def corrected(
 
     The least-squares solution W C H^-1 (damped as GPTQ is), `method.drift` of the way.
     """
+    # min over W' of |W X0 - W' X|^2: W' = W (X0 X^T)(X X^T)^-1, both moments damped alike
     damp = method.damping * float(np.mean(np.diag(hessian))) * np.eye(len(hessian))
     target = np.linalg.solve((hessian + damp).astype(np.float64), (cross + damp).T @ weight.T).T
     # W (C + d)(H + d)^-1: H is symmetric, so solve for the transpose

@@ -32,6 +32,8 @@ def _solve(w: np.ndarray, bits: int, method: HQQ) -> Quantized:
     zero = np.rint(-low * inverse)
     kept = zero
     for _ in range(method.iterations):
+        # w [N, G, g], zero and inverse [N, G, 1]: round, split the error into a sparse part and a
+        # rest, and take the zero point that leaves the least rest
         codes = np.clip(np.rint(w * inverse + zero), 0, top)
         error = w - (codes - zero) / inverse
         if (size := float(np.abs(error).mean())) >= best:
@@ -42,6 +44,7 @@ def _solve(w: np.ndarray, bits: int, method: HQQ) -> Quantized:
         beta *= method.growth
     whole = np.clip(np.rint(kept), 0, top)
     codes = np.clip(np.rint(w * inverse + whole), 0, top) - whole
+    # with zero points rounded to codes, the scales of least squared error
     wq, qq = np.einsum("rgk,rgk->rg", w, codes), np.einsum("rgk,rgk->rg", codes, codes)
     scales = np.divide(wq, qq, out=np.zeros_like(wq), where=qq > 0)
     return Grid(scales, whole[..., 0].astype(np.float32), bits).quantized(codes, symmetric=False)

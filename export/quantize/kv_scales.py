@@ -71,6 +71,7 @@ def fit(x: np.ndarray, bits: int) -> np.ndarray:
     top = (1 << (bits - 1)) - 1
     end = np.maximum(np.abs(x).max(axis=0) / top, 1e-8).astype(np.float32)
     least, best = np.full_like(end, np.inf), end
+    # One scale a channel [heads, head_dim], each tried against all tokens T.
     for factor in CLIP_FACTORS:
         scale = end * np.float32(factor)
         error = (round_cache(x, scale[:, None], bits) - x) / end
@@ -90,9 +91,11 @@ def kv_scales(
 ) -> tuple[np.ndarray, np.ndarray]:
     """K and V scales, float32 [heads, 1, head_dim] each, from a fused gqkv weight [4A, D]."""
     shape = (config.num_attention_heads, config.head_dim)
-    _, _, key, value = np.split(np.linalg.norm(gqkv, axis=1), 4)
+    # rows of gqkv: gate, q, k, v; the norm of a row is its channel's spread for inputs of unit RMS
+    _, _, key, value = np.split(np.linalg.norm(gqkv, axis=1), 4)  # [A] each
     halves = key.reshape(shape[0], 2, -1)
     rotated = np.broadcast_to(halves.max(axis=1, keepdims=True), halves.shape)
+    # the grid's end lies RANGE standard deviations out
     step = RANGE[kv_bits] / ((1 << (kv_bits - 1)) - 1)
     return tuple(
         np.maximum(spread.reshape(shape) * step, 1e-8).astype(np.float32)[:, None, :]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrm_edge.numerics import log_softmax
+
 ROWS_BYTES = 1 << 26  # of float64 logits looked at together
 
 
@@ -66,9 +68,3 @@ class Tally:
             kl_p99=float(np.quantile(divergences, 0.99)),
             top1=float(np.concatenate(self._agree).mean()),
         )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities along the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

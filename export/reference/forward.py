@@ -13,6 +13,7 @@ import numpy as np
 
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.names import DOWN, EMBEDDING, GATE_UP, GQKV, HEAD, OUT, Z_L_INIT, block
+from hrm_edge.numerics import rotary
 from hrm_edge.samples import Sample
 
 Read = Callable[[str], np.ndarray]  # a tensor's hub name -> its float32 values
@@ -145,9 +146,8 @@ class _Run:
     ) -> None:
         self.config, self.read, self.batch = config, read, batch
         self.variants, self.watch = variants, watch
-        pairs = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-        angles = batch.positions[:, None, None] / config.rope_theta**pairs
-        self.cos, self.sin = np.cos(angles).astype("f4"), np.sin(angles).astype("f4")
+        tables = rotary(config, int(batch.positions.max()) + 1)  # [length, head_dim / 2]
+        self.cos, self.sin = (x[batch.positions, None] for x in tables)  # [T, 1, head_dim / 2]
 
     def embed(self) -> States:
         """Scaled token embeddings for each variant."""

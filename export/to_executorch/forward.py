@@ -30,7 +30,7 @@ class Parts:
     head: Delegate
     embedding: Table
     z_l_init: np.ndarray  # [D]
-    rotary: tuple[np.ndarray, np.ndarray]  # cos and sin, [1, max_seq_len, 1, head_dim / 2] each
+    rotary: tuple[np.ndarray, ...]  # cos and sin, [1, max_seq_len, 1, head_dim / 2] each
 
 
 def forward(parts: Parts, constants: Constants, name: str, length: int) -> Method:
@@ -139,11 +139,3 @@ def _embed(method: Method, embedding: Table, tokens: int, width: int) -> int:
     limits = (method.scalar(-half), method.scalar(half - 1))
     arguments = (values, scales, none, *limits, tokens)
     return method.compute(f"quantized_decomposed::{name}.out", *arguments, shape=shape)
-
-
-def rotary(config: HRMTextConfig, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """RoPE's cos and sin, [1, length, 1, head_dim / 2] each."""
-    pairs = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    inverse = (1.0 / config.rope_theta**pairs).astype(np.float32)
-    angles = np.outer(np.arange(length, dtype=np.float32), inverse)[None, :, None]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

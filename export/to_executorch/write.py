@@ -11,12 +11,13 @@ from hrm_edge.bundle import KVCache, Manifest, Quantization, describe_files
 from hrm_edge.checkpoint import copy_tokenizer
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.names import EMBEDDING, PTE_DATA, STACKS, Z_L_INIT, program
+from hrm_edge.numerics import rotary
 from hrm_edge.progress import status
 
 from ..quantize.ggml import Blocks
 from ..quantize.plan import Plan
 from ..targets import ExecutorchTarget
-from .forward import Parts, forward, rotary
+from .forward import Parts, forward
 from .program import Constants, NamedDataStore, write, write_data
 from .stack import Builder
 from .weights import table
@@ -57,7 +58,8 @@ def _parts(plan: Plan, store: NamedDataStore, max_seq_len: int, norm_op: bool) -
         assert not isinstance(tensor, Blocks), tensor
         embedding = table(tensor, plan.format(EMBEDDING), config.embedding_scale)
         head = builder.head()
-    z_l_init, angles = plan.checkpoint.float32(Z_L_INIT), rotary(config, max_seq_len)
+    angles = tuple(x[None, :, None] for x in rotary(config, max_seq_len))  # [1, S, 1, d / 2]
+    z_l_init = plan.checkpoint.float32(Z_L_INIT)
     return Parts(config, stacks, head, embedding, z_l_init, angles)
 
 

@@ -11,16 +11,14 @@ from typing import Any, NoReturn
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from hrm_edge.chat_template import chat_template_source
 from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.names import TOKENIZER, TOKENIZER_CONFIG
-from hrm_edge.prompt import CONDITIONS, PROMPT_END, PROMPT_START
+from hrm_edge.names import TOKENIZER
+from hrm_edge.prompt import CONDITIONS, PROMPT_END, PROMPT_START, QWEN2_SPLIT
 
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST}"
-QWEN2 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{REST}"
+LLAMA3 = QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # as Qwen2, but up to three digits
 DIGIT = r"\p{N}"
 
 
@@ -36,7 +34,7 @@ class PreTokenizer:
 PRE_TOKENIZERS = (
     PreTokenizer("gpt-2", (GPT2,)),
     PreTokenizer("smollm", (DIGIT, GPT2)),
-    PreTokenizer("qwen2", (QWEN2,)),
+    PreTokenizer("qwen2", (QWEN2_SPLIT,)),
     PreTokenizer("dbrx", (LLAMA3,)),
     PreTokenizer("llama-bpe", (LLAMA3,), ignore_merges=True),
 )
@@ -72,12 +70,13 @@ class GGUFTokenizer:
         raw = read_json_object(path)
         _check_supported(raw, path)
         tokens, types = _vocabulary(raw, config.vocab_size, path)
+        template = chat_template_source(directory)
         return cls(
             pre=_pre_tokenizer(raw, path),
             tokens=tokens,
             types=types,
             merges=tuple(m if isinstance(m, str) else " ".join(m) for m in raw["model"]["merges"]),
-            chat_template=_chat_template(directory) or PROMPT_TEMPLATE,
+            chat_template=PROMPT_TEMPLATE if template is None else template[1],
         )
 
     def write(self, directory: Path, config: HRMTextConfig) -> None:
@@ -182,18 +181,6 @@ def _vocabulary(
         special = token in added and added[token].get("special")
         types[i] = CONTROL if special else USER_DEFINED if token in added else NORMAL
     return tuple(tokens), tuple(types)
-
-
-def _chat_template(directory: Path) -> str | None:
-    """The checkpoint's own template, from its file or from tokenizer_config.json."""
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    settings = directory / TOKENIZER_CONFIG
-    found = read_json_object(settings).get("chat_template") if settings.is_file() else None
-    if isinstance(found, list):  # several, by name
-        found = {t["name"]: t["template"] for t in found}.get("default")
-    return found
 
 
 def _refuse(path: Path, why: str) -> NoReturn:

@@ -152,18 +152,20 @@ class _Graph(Tape):
 def _call(g: _Graph, ids: ir.Value, mask: ir.Value) -> _Call:
     """Derive past, lengths and the attention bias from the shapes of ids and mask."""
     zero, one = g.constant("zero", 0), g.constant("one", 1)
-    length = g.std("Gather", g.std("Shape", ids), one)
+    length = g.std("Gather", g.std("Shape", ids), one)  # S, scalars as the three below
     total = g.std("Gather", g.std("Shape", mask), one)
     past = g.std("Sub", total, length)
     first = g.std("Equal", past, zero)
     axis0, axis1 = g.constant("axis0", [0]), g.constant("axis1", [1])
     bias = None
     if g.config.prefix_lm:
+        # allowed[i, j] = j <= past + i, or everything in the first call: [S, past + S]
         query = g.std("Unsqueeze", g.std("Range", past, total, one), axis1)
         key = g.std("Unsqueeze", g.std("Range", zero, total, one), axis0)
         allowed = g.std("Or", g.std("LessOrEqual", key, query), first)
         floats = g.dtype.numpy()
         shut = g.constant("masked", MASKED, floats)
+        # 0 where a key may be seen, else -3e4; [S, total], then [1, 1, S, total] for all heads
         bias = g.std("Where", allowed, g.constant("open", 0, floats), shut)
         bias = g.std("Unsqueeze", bias, g.constant("axes01", [0, 1]))
     int32 = ir.DataType.INT32
@@ -269,13 +271,13 @@ def _magic_norm(g: _Graph, x: ir.Value, skip: ir.Value) -> tuple[ir.Value, ir.Va
 
 def _attention(g: _Graph, call: _Call, name: str, slot: int, x: ir.Value) -> ir.Value:
     """o(sigmoid(gate) * attention(q, k, v)) of one block; appends to cache slot `slot`."""
-    a = g.config.attention_size
+    a = g.config.attention_size  # A = heads * head_dim
     gqkv = _linear(g, x, f"{name}{names.GQKV}.weight")
     gate, qkv = g.op_multi_out(
         "Split", [gqkv, g.constant("gate_qkv", [a, 3 * a])], {"axis": -1}, num_outputs=2
     )
     mixed = _grouped_query_attention(g, call, name, slot, qkv)
-    gated = g.std("Mul", g.std("Sigmoid", gate), mixed)
+    gated = g.std("Mul", g.std("Sigmoid", gate), mixed)  # [1, S, A]
     return _linear(g, gated, f"{name}{names.OUT}.weight")
 
 
@@ -351,6 +353,7 @@ def _linear(g: _Graph, x: ir.Value, name: str) -> ir.Value:
 def _logits(g: _Graph, call: _Call, z_h: ir.Value) -> None:
     zero, last_axis = g.constant("axis0", [0]), g.constant("axis1", [1])
     keep = g.optional(names.LOGITS_TO_KEEP, np.zeros(1, np.int64), [1])
+    # of S positions the last `keep`, all of them for 0: [1, kept, D] -> [1, kept, V]
     start = g.std("Where", g.std("Equal", keep, zero), zero, g.std("Sub", call.length, keep))
     kept = g.std("Slice", z_h, start, call.length, last_axis)
     logits = _linear(g, kept, names.HEAD)

@@ -16,6 +16,7 @@ from hrm_edge.bundle import KVCache, Manifest, Quantization, describe_files
 from hrm_edge.checkpoint import copy_tokenizer
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.names import EMBEDDING, HEAD, Z_L_INIT
+from hrm_edge.numerics import rotary
 from hrm_edge.progress import track
 
 from ..quantize.ggml import Blocks
@@ -98,14 +99,8 @@ def _pair(file: WeightFile, name: str, scales: CacheScales) -> tuple[ir.Value, i
 
 def _constants(config: HRMTextConfig, file: WeightFile, length: int) -> dict[str, ir.Value]:
     """The unit weight of MagicNorm, and RoPE's cos and sin [length, head_dim / 2]."""
-    pairs = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-    inverse = (1.0 / config.rope_theta**pairs).astype(np.float32)
-    angles = np.outer(np.arange(length, dtype=np.float32), inverse)
-    arrays = {
-        "ones": np.ones(config.hidden_size, np.float32),
-        "cos": np.cos(angles).astype(np.float32),
-        "sin": np.sin(angles).astype(np.float32),
-    }
+    cos, sin = rotary(config, length)
+    arrays = {"ones": np.ones(config.hidden_size, np.float32), "cos": cos, "sin": sin}
     return {name: file.array(name, array) for name, array in arrays.items()}
 
 

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import PAST, PRESENT
+from hrm_edge.numerics import ort_dtype
 
 from . import providers
 
@@ -69,10 +70,9 @@ def kv_buffers(session: ort.InferenceSession, max_context: int, provider: str) -
 
 
 def _layout(value: ort.NodeArg, max_context: int) -> Layout:
-    kind = value.type.removeprefix("tensor(").removesuffix(")")
-    dtype = np.dtype({"float": "float32"}.get(kind, kind))
     one, heads, _, width = value.shape
-    return Layout(value.name.removeprefix(PAST), dtype, (one, heads, max_context, width))
+    shape = (one, heads, max_context, width)
+    return Layout(value.name.removeprefix(PAST), ort_dtype(value.type), shape)
 
 
 class HostBuffers:

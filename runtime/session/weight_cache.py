@@ -23,6 +23,7 @@ from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import sha256, writing
 from hrm_edge.names import LOGITS, ONNX_DATA, ONNX_MODEL
+from hrm_edge.numerics import ort_dtype
 
 FORMAT = 1
 SEAL, CHECKED = "sizes.json", "checked.json"
@@ -165,8 +166,7 @@ def _logits(path: str, options: ort.SessionOptions) -> np.ndarray:
     feeds = {}
     for value in session.get_inputs():
         shape = [size if isinstance(size, int) else 3 for size in value.shape]
-        kind = value.type.removeprefix("tensor(").removesuffix(")")
-        feeds[value.name] = np.zeros(shape, {"float": "float32"}.get(kind, kind))
+        feeds[value.name] = np.zeros(shape, ort_dtype(value.type))
     return np.asarray(session.run([LOGITS], feeds)[0])
 
 
