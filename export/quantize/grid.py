@@ -155,7 +155,7 @@ def search(
     for trial, zero in _trials(w, bits, symmetric, positive):
         q = Grid(trial, zero, bits).codes(w, trial)  # [N, G, group_size]
         # The squared error sum(h (w - s q)^2) of these codes, h being the importance, is least at
-        # s = sum(h w q) / sum(h q q) and then sum(h w w) - s sum(h w q): gain is what is subtracted.
+        # s = sum(h w q) / sum(h q q), and then is sum(h w w) less the gain s sum(h w q).
         weighted = q if importance is None else q * importance
         wq, qq = np.einsum("rgk,rgk->rg", w, weighted), np.einsum("rgk,rgk->rg", q, weighted)
         fitted = np.divide(wq, qq, out=np.zeros_like(wq), where=qq > 0)
