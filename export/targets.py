@@ -236,7 +236,10 @@ def refuse_foreign(option: str, target: str, shown: str | None = None) -> None:
 def named_target(name: str, **options: Unpack[TargetOptions]) -> Target:
     """The target called `name` with `options`. Raises HRMEdgeError for one that is not its own."""
     one_of("target", name, tuple(TARGETS))
-    given: dict[str, Any] = {k: v for k, v in options.items() if v not in (None, (), False)}
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    for flag in ("rotate", "norm_op", "contexts"):  # left out, they say the same
+        if not given.get(flag, True):
+            del given[flag]
     for option in given:
         if option not in OWNERS:
             raise HRMEdgeError(f"unknown option {option!r}; known are {', '.join(OWNERS)}")

@@ -50,7 +50,9 @@ class Quantization:
 class KVCache:
     """The cache that a session allocates: `slots` K,V pairs of [heads, max_context, head_dim].
 
-    Those of the H passes have values of `h_bits`, if that is not None.
+    Those of the H passes have values of `h_bits`, if that is not None. `fitted`: each slot has
+    scales of its own, fitted to samples, so that no two can share a buffer (None: made before this
+    was written down).
     """
 
     bits: int
@@ -58,13 +60,22 @@ class KVCache:
     slots: int
     bytes_per_token: int
     h_bits: int | None = None
+    fitted: bool | None = None
 
     @classmethod
-    def of(cls, config: HRMTextConfig, bits: int, h_bits: int | None = None) -> "KVCache":
-        """The cache of `config` with values of 32, 16, 8 or 4 bits."""
+    def of(
+        cls,
+        config: HRMTextConfig,
+        bits: int,
+        h_bits: int | None = None,
+        fitted: bool = False,
+        kv_share: str = "none",
+    ) -> "KVCache":
+        """The cache of `config` with values of 32, 16, 8 or 4 bits, its slots shared or not."""
         dtype = {32: "float32", 16: "float16", 8: "int8", 4: "uint8"}[bits]
-        size = 2 * config.attention_size * sum(config.slot_bits(bits, h_bits)) // 8
-        return cls(bits, dtype, config.cache_slots, size, h_bits)
+        widths, kept = config.slot_bits(bits, h_bits), set(config.shared_slots(kv_share))
+        size = 2 * config.attention_size * sum(widths[slot] for slot in kept) // 8
+        return cls(bits, dtype, config.cache_slots, size, h_bits, fitted)
 
 
 @dataclass(frozen=True)

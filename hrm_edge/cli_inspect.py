@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hrm_edge.bundle import Bundle, KVCache, Quantization
-from hrm_edge.config import HRMTextConfig
+from hrm_edge.config import KV_SHARES, HRMTextConfig
 from hrm_edge.names import MANIFEST
 
 
@@ -35,6 +35,7 @@ def _bundle(path: Path, verify: bool) -> dict[str, Any]:
         "weight_bytes_per_token": weight_bytes_per_token(manifest.model, manifest.quantization),
         "kv_cache": _kv_cache(manifest.kv_cache),
         "kv_bytes_per_token": manifest.kv_cache.bytes_per_token,
+        **_shared(manifest.model, manifest.kv_cache),
         "files": {name: file.size for name, file in manifest.files.items()},
         "made_by": dict(manifest.made_by),
     }
@@ -43,6 +44,14 @@ def _bundle(path: Path, verify: bool) -> dict[str, Any]:
 def _kv_cache(cache: KVCache) -> dict[str, int]:
     h_bits = {} if cache.h_bits is None else {"h_bits": cache.h_bits}
     return {"bits": cache.bits} | h_bits | {"slots": cache.slots}
+
+
+def _shared(config: HRMTextConfig, cache: KVCache) -> dict[str, dict[str, int]]:
+    """Bytes a token with slots shared (--kv-share), where that is possible."""
+    if cache.fitted is not False or cache.bits == 16:
+        return {}
+    of = {s: KVCache.of(config, cache.bits, cache.h_bits, kv_share=s) for s in KV_SHARES[1:]}
+    return {"kv_bytes_if_shared": {share: found.bytes_per_token for share, found in of.items()}}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from hrm_edge import names
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import STACKS
 
+KV_SHARES = ("none", "cycle", "stack")
+
 
 @dataclass(frozen=True)
 class HRMTextConfig:
@@ -63,6 +65,20 @@ class HRMTextConfig:
         """Bits of each KV cache slot: `bits`, or `h_bits` (None: `bits` too) in an H pass."""
         of_stack = {"L": bits, "H": bits if h_bits is None else h_bits}
         return tuple(of_stack[s] for s in self.passes for _ in range(self.layers_per_stack))
+
+    def shared_slots(self, kv_share: str) -> tuple[int, ...]:
+        """The slot in whose place each KV cache slot is kept, as one of KV_SHARES says.
+
+        "cycle": the L passes of an H cycle use that of the cycle's last L pass; "stack": all L
+        passes use that of the very last one. H passes keep their own.
+        """
+        kept = []
+        for turn, stack in enumerate(self.passes):
+            h = turn // (self.L_cycles + 1)
+            if stack == "L" and kv_share != "none":
+                turn = (self.H_cycles if kv_share == "stack" else h + 1) * (self.L_cycles + 1) - 2
+            kept += [turn * self.layers_per_stack + i for i in range(self.layers_per_stack)]
+        return tuple(kept)
 
     @property
     def layer_parameters(self) -> int:

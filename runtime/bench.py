@@ -62,6 +62,7 @@ class Result:
     kv_bits: int
     kv_h_bits: int | None
     h_cycles: int
+    kv_share: str
     provider: str
     n_threads: int
     test: str
@@ -109,6 +110,7 @@ class Bench:
             "group_size": manifest.quantization.group_size,
             "kv_bits": manifest.kv_cache.bits,
             "kv_h_bits": manifest.kv_cache.h_bits,
+            "kv_share": loading.kv_share,
             "h_cycles": loading.h_cycles or manifest.model.H_cycles,
             "provider": loading.provider,
             "n_threads": loading.threads or default_threads() or 0,

@@ -23,7 +23,7 @@ from .sampling import Choice, make_chooser, make_sampler
 from .session import prompt_cache
 from .session.fit import shortage
 from .session.loading import CPU, Loading
-from .session.opening import at_depth, open_session
+from .session.opening import as_loaded, open_session
 from .session.protocol import Cancelled, Session
 from .session.weight_cache import drop_damaged
 from .settings import Options, Settings, in_range
@@ -317,6 +317,7 @@ class LoadOptions(TypedDict, total=False):
     h_cycles: int | None
     provider: str
     weight_cache: str | Path | None
+    kv_share: str
 
 
 def load(
@@ -329,7 +330,8 @@ def load(
     how = _loading(options) if loading is None else loading
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(Path(bundle), how.verify)
-    if how.strict and how.provider == CPU and (short := shortage(bundle, how.max_context)):
+    loaded = as_loaded(bundle, how)
+    if how.strict and how.provider == CPU and (short := shortage(loaded, how.max_context)):
         raise HRMEdgeError(short)
     tokenizer, template = _tokenizer(bundle), read_chat_template(bundle.path)
     if how.weight_cache is not None and how.verify:
@@ -341,7 +343,7 @@ def load(
     elif how.draft is not None:
         drafter = load(how.draft, replace(how, max_context=None, draft=None, h_cycles=None))
         _same_tokenizer(bundle.path, Path(how.draft))
-    manifest = at_depth(bundle, how.h_cycles).manifest
+    manifest = loaded.manifest
     vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids
     guide = Guide(bundle.path / TOKENIZER, vocabulary, ends)
     return Model(session, tokenizer, manifest, template, drafter, guide)

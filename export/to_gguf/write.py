@@ -186,7 +186,9 @@ def _manifest(plan: Plan, max_seq_len: int, out: Path) -> Manifest:
             method=plan.recipe.method_name,
             rotated=plan.recipe.rotate,
         ),
-        kv_cache=KVCache(16, "float16", config.cache_slots, 2 * values),  # llama.cpp's default
+        kv_cache=KVCache(
+            16, "float16", config.cache_slots, 2 * values, fitted=False
+        ),  # llama.cpp's default
         max_seq_len=max_seq_len,
         eos_token_ids=config.eos_token_ids,
         files=describe_files(out),

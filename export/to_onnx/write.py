@@ -50,7 +50,7 @@ def write_onnx(plan: Plan, out: Path, max_seq_len: int) -> None:
             rotated=recipe.rotate,
             mean_bits=plan.mean_bits(),
         ),
-        kv_cache=KVCache.of(config, recipe.kv_bits, recipe.kv_h_bits),
+        kv_cache=KVCache.of(config, recipe.kv_bits, recipe.kv_h_bits, bool(plan.caches)),
         max_seq_len=max_seq_len,
         eos_token_ids=checkpoint.eos_token_ids(),
         files=describe_files(out),

@@ -8,7 +8,7 @@ import click
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status, track
 
-from .options import H_CYCLES, PROVIDER, THREADS, WEIGHT_CACHE, taken
+from .options import H_CYCLES, KV_SHARE, PROVIDER, THREADS, WEIGHT_CACHE, taken
 
 if TYPE_CHECKING:
     from ..bench import Bench, Result, Test
@@ -45,6 +45,7 @@ class Numbers(click.ParamType):
 @H_CYCLES
 @PROVIDER
 @WEIGHT_CACHE
+@KV_SHARE
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md")
 @click.option("--no-warmup", is_flag=True, help="Count the first run of a test as well.")
 @click.option("--sustained", type=float, metavar="MINUTES", help="Decode that long; see it slow.")

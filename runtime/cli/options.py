@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hrm_edge.bundle import Bundle
+from hrm_edge.config import KV_SHARES
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status
 
@@ -64,6 +65,13 @@ WEIGHT_CACHE = click.option(
     metavar="DIR|auto|off",
     help="Keep packed weights there: far less memory, twice the disk.",
 )
+KV_SHARE = click.option(
+    "--kv-share",
+    type=click.Choice(KV_SHARES),
+    default="none",
+    show_default=True,
+    help="Passes that keep keys and values in one place: less memory, a little less exact.",
+)
 LOADING = (
     THREADS,
     click.option("-c", "--max-context", type=int, help="Tokens of prompt and answer to hold."),
@@ -71,6 +79,7 @@ LOADING = (
     H_CYCLES,
     PROVIDER,
     WEIGHT_CACHE,
+    KV_SHARE,
     click.option("--verify", is_flag=True, help="Hash the bundle's files before use."),
     click.option("--strict", is_flag=True, help="Refuse a bundle that may not fit into memory."),
 )
@@ -80,10 +89,11 @@ def load_model(path: Path, loading: Loading) -> "Model":
     """The model in `path`; a warning on stderr if it may not fit."""
     from ..engine import load
     from ..session.fit import shortage
+    from ..session.opening import as_loaded
 
     bundle = Bundle.open(path, loading.verify)
     checked = not loading.strict and loading.provider == "cpu"
-    if checked and (short := shortage(bundle, loading.max_context)):
+    if checked and (short := shortage(as_loaded(bundle, loading), loading.max_context)):
         click.echo(f"Warning: {short}", err=True)
     with status("loading the bundle"):
         return load(bundle, loading)

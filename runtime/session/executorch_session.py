@@ -22,7 +22,7 @@ from .threads import default_threads
 class ExecutorchSession:
     """One conversation's state over one loaded model. Not for use by several threads at once."""
 
-    batches = False
+    batches, kv_share = False, "none"
 
     def __init__(
         self, path: Path, manifest: Manifest, max_context: int, threads: int | None = None

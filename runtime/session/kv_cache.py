@@ -38,9 +38,10 @@ class KVBuffers(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """Of one buffer: `name` is "<slot>.key" or "<slot>.value"."""
+    """Of one buffer: `name` is "<slot>.key" or "<slot>.value", `place` the one it lies in."""
 
     name: str
+    place: str
     dtype: np.dtype
     shape: tuple[int, int, int, int]  # [1, heads, max_context, width]
 
@@ -50,57 +51,69 @@ class Layout:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
-def kv_buffers(session: ort.InferenceSession, max_context: int, provider: str) -> KVBuffers:
+def kv_buffers(
+    session: ort.InferenceSession, max_context: int, provider: str, kept: Sequence[int]
+) -> KVBuffers:
     """Buffers of `max_context` tokens for `session`, in the memory that `provider` works in.
 
-    Raises HRMEdgeError if they cannot be had.
+    Slot i is kept in the place of slot `kept[i]`. Raises HRMEdgeError if they cannot be had.
     """
     layouts = [
-        _layout(value, max_context) for value in session.get_inputs() if value.name.startswith(PAST)
+        _layout(value, max_context, kept)
+        for value in session.get_inputs()
+        if value.name.startswith(PAST)
     ]
     device = providers.device(provider)
     try:
         return HostBuffers(layouts) if device == "cpu" else DeviceBuffers(layouts, device)
     except Exception as error:  # onnxruntime's exceptions share no public base
-        size = sum(layout.size for layout in layouts) / 2**30
+        size = sum(layout.size for layout in _places(layouts)) / 2**30
         raise HRMEdgeError(
             f"a KV cache for {max_context} tokens takes {size:.1f} GiB, more than can be had "
             f"({str(error).splitlines()[0]}); use a smaller max_context"
         ) from None
 
 
-def _layout(value: ort.NodeArg, max_context: int) -> Layout:
+def _layout(value: ort.NodeArg, max_context: int, kept: Sequence[int]) -> Layout:
     one, heads, _, width = value.shape
-    shape = (one, heads, max_context, width)
-    return Layout(value.name.removeprefix(PAST), ort_dtype(value.type), shape)
+    name, shape = value.name.removeprefix(PAST), (one, heads, max_context, width)
+    slot, _, part = name.partition(".")
+    return Layout(name, f"{kept[int(slot)]}.{part}", ort_dtype(value.type), shape)
+
+
+def _places(layouts: Sequence[Layout]) -> list[Layout]:
+    """One layout for each buffer that there is, in the order of the slots that keep theirs."""
+    return [layout for layout in layouts if layout.name == layout.place]
 
 
 class HostBuffers:
     """One anonymous mapping, whose pages the system commits when they are first written."""
 
     def __init__(self, layouts: Sequence[Layout]) -> None:
-        self._layouts = layouts
-        memory, start = _mapping(sum(layout.size for layout in layouts)), 0
-        self._buffers: list[np.ndarray] = []
-        for layout in layouts:
+        self._layouts, self._places = layouts, _places(layouts)
+        memory, start = _mapping(sum(layout.size for layout in self._places)), 0
+        self._buffers: dict[str, np.ndarray] = {}
+        for layout in self._places:
             flat = np.frombuffer(memory, np.uint8, layout.size, start)
-            self._buffers.append(flat.view(layout.dtype).reshape(layout.shape))
+            self._buffers[layout.name] = flat.view(layout.dtype).reshape(layout.shape)
             start += layout.size
 
     def bind(self, binding: ort.IOBinding) -> None:
         """As KVBuffers says."""
-        for layout, array in zip(self._layouts, self._buffers, strict=True):
-            buffer = ("cpu", 0, layout.dtype, layout.shape, array.ctypes.data)
+        for layout in self._layouts:
+            address = self._buffers[layout.place].ctypes.data
+            buffer = ("cpu", 0, layout.dtype, layout.shape, address)
             binding.bind_input(PAST + layout.name, *buffer)
             binding.bind_output(PRESENT + layout.name, *buffer)
 
     def read(self, tokens: int) -> np.ndarray:
         """As KVBuffers says."""
-        return _joined([array[:, :, :tokens] for array in self._buffers])
+        return _joined([array[:, :, :tokens] for array in self._buffers.values()])
 
     def write(self, cache: np.ndarray, tokens: int) -> None:
         """As KVBuffers says."""
-        for array, part in zip(self._buffers, _parts(cache, self._layouts, tokens), strict=True):
+        parts = _parts(cache, self._places, tokens)
+        for array, part in zip(self._buffers.values(), parts, strict=True):
             array[:, :, :tokens] = part
 
 
@@ -123,25 +136,29 @@ class DeviceBuffers:
     """OrtValues in the memory of a device, where they stay from call to call."""
 
     def __init__(self, layouts: Sequence[Layout], device: str) -> None:
-        self._layouts = layouts
-        self._values = [
-            ort.OrtValue.ortvalue_from_shape_and_type(layout.shape, layout.dtype, device, 0)
-            for layout in layouts
-        ]
+        self._layouts, self._places = layouts, _places(layouts)
+        self._values = {
+            layout.name: ort.OrtValue.ortvalue_from_shape_and_type(
+                layout.shape, layout.dtype, device, 0
+            )
+            for layout in self._places
+        }
 
     def bind(self, binding: ort.IOBinding) -> None:
         """As KVBuffers says."""
-        for layout, value in zip(self._layouts, self._values, strict=True):
+        for layout in self._layouts:
+            value = self._values[layout.place]
             binding.bind_ortvalue_input(PAST + layout.name, value)
             binding.bind_ortvalue_output(PRESENT + layout.name, value)
 
     def read(self, tokens: int) -> np.ndarray:
         """As KVBuffers says."""
-        return _joined([value.numpy()[:, :, :tokens] for value in self._values])
+        return _joined([value.numpy()[:, :, :tokens] for value in self._values.values()])
 
     def write(self, cache: np.ndarray, tokens: int) -> None:
         """As KVBuffers says."""
-        for value, part in zip(self._values, _parts(cache, self._layouts, tokens), strict=True):
+        parts = _parts(cache, self._places, tokens)
+        for value, part in zip(self._values.values(), parts, strict=True):
             whole = value.numpy().copy()
             whole[:, :, :tokens] = part
             value.update_inplace(whole)

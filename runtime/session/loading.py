@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from hrm_edge.config import KV_SHARES
 from hrm_edge.errors import HRMEdgeError
 
 CPU = "cpu"
@@ -19,7 +20,8 @@ class Loading:
     that drafts tokens for this one, or "self": then the model's own first H cycle drafts. h_cycles:
     run only so many H cycles, at a loss of quality. provider: what ONNX Runtime computes with, cpu,
     cuda or what else is installed. weight_cache: a directory to keep weights in as this machine
-    packs them, for less memory.
+    packs them, for less memory. kv_share: which passes keep keys and values in one place, at some
+    loss of quality; "none", "cycle" (the L passes of an H cycle) or "stack" (all L passes).
     """
 
     threads: int | None = None
@@ -30,10 +32,16 @@ class Loading:
     h_cycles: int | None = None
     provider: str = CPU
     weight_cache: Path | None = None
+    kv_share: str = "none"
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise HRMEdgeError(f"threads is {self.threads}, expected 1 or more", "threads")
+        if self.kv_share not in KV_SHARES:
+            known = ", ".join(KV_SHARES)
+            raise HRMEdgeError(
+                f"kv_share is {self.kv_share!r}, expected one of {known}", "kv_share"
+            )
 
 
 def weight_cache_directory(choice: str) -> Path | None:

@@ -31,8 +31,6 @@ DEFAULT = Loading()
 class OnnxSession:
     """One conversation's state over one loaded model. Not for use by several threads at once."""
 
-    batches = True
-
     def __init__(
         self,
         path: Path,
@@ -60,7 +58,10 @@ class OnnxSession:
                 f"{path}: its graph always runs all {manifest.model.H_cycles} H cycles, not "
                 f"{self.h_cycles}; export the checkpoint again"
             )
-        self._cache = kv_buffers(self._session, max_context, provider)
+        self.kv_share = loading.kv_share
+        self.batches = self.kv_share == "none"
+        kept = manifest.model.shared_slots(self.kv_share)
+        self._cache = kv_buffers(self._session, max_context, provider, kept)
         self._binding, self._drafting = self._bound(), self._bound()
         dtype = manifest.quantization.dtype
         self._drafted = _Drafted([], [np.empty((0, manifest.model.hidden_size), dtype)] * 2)
@@ -85,9 +86,15 @@ class OnnxSession:
         return self._prefix_logits
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
-        """Append `ids`, causally; logits [len(ids), V], float32."""
+        """Append `ids`, causally; logits [len(ids), V], float32.
+
+        Where passes share slots, one by one: within a call, a pass would see of the ids before it
+        what it has put there itself, not what the last pass left.
+        """
         assert self.length > 0, "decode before prefill"
-        return self._run(ids, keep=0)
+        if self.batches:
+            return self._run(ids, keep=0)
+        return np.concatenate([self._run([token], keep=0) for token in ids])
 
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens; the first one of a sequence stays."""
@@ -97,7 +104,7 @@ class OnnxSession:
     @property
     def can_draft(self) -> bool:
         """Whether `draft` may be called: the graph can stop after the first of several cycles."""
-        return self._flexible and self.h_cycles > 1
+        return self._flexible and self.h_cycles > 1 and self.batches
 
     def draft(self, ids: Sequence[int]) -> np.ndarray:
         """Read `ids`, behind those drafted before, through the first H cycle alone.

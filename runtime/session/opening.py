@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from hrm_edge import memory
-from hrm_edge.bundle import Bundle
+from hrm_edge.bundle import Bundle, KVCache
 from hrm_edge.errors import HRMEdgeError
 
 from .fit import choose_context
@@ -15,7 +15,7 @@ DEFAULT = Loading()
 
 def open_session(bundle: Bundle, loading: Loading = DEFAULT) -> Session:
     """A session over `bundle`. Raises HRMEdgeError if it cannot be run so, or does not fit."""
-    bundle = at_depth(bundle, loading.h_cycles)
+    bundle = as_loaded(bundle, loading)
     manifest, room = bundle.manifest, memory.available() if loading.provider == CPU else None
     if manifest.target == "onnx":
         from .onnx_session import OnnxSession
@@ -37,6 +37,7 @@ def _refuse_what_executorch_lacks(bundle: Bundle, loading: Loading) -> None:
         "--provider": loading.provider != CPU,
         "--weight-cache": loading.weight_cache is not None,
         "--draft": loading.draft is not None,
+        "--kv-share": loading.kv_share != "none",
     }
     given = [option for option, asked in lacks.items() if asked]
     if given:
@@ -44,6 +45,30 @@ def _refuse_what_executorch_lacks(bundle: Bundle, loading: Loading) -> None:
             f"{bundle.path}: an ExecuTorch bundle runs all its cycles, on the CPU, a token a call, "
             f"and packs its weights anew; leave out {' and '.join(given)}, or export with -t onnx"
         )
+
+
+def as_loaded(bundle: Bundle, loading: Loading) -> Bundle:
+    """`bundle` as `loading` has it: fewer cycles and shared slots take fewer bytes a token.
+
+    Raises HRMEdgeError for slots that cannot be shared.
+    """
+    manifest, share = bundle.manifest, loading.kv_share
+    cache = manifest.kv_cache
+    if share != "none" and manifest.target == "onnx":
+        if cache.fitted or (cache.fitted is None and 4 in (cache.bits, cache.h_bits)):
+            raise HRMEdgeError(
+                f"{bundle.path}: the scales of its KV cache are fitted to each slot, so slots "
+                "cannot be shared; export with --no-calibrate-kv, or --kv-bits 8",
+                "kv_share",
+            )
+        if loading.h_cycles is not None:
+            raise HRMEdgeError(
+                f"kv_share is {share} and h_cycles {loading.h_cycles}; give one of them", "kv_share"
+            )
+        shared = KVCache.of(manifest.model, cache.bits, cache.h_bits, False, share)
+        cache = replace(cache, bytes_per_token=shared.bytes_per_token)
+        bundle = replace(bundle, manifest=replace(manifest, kv_cache=cache))
+    return at_depth(bundle, loading.h_cycles)
 
 
 def at_depth(bundle: Bundle, h_cycles: int | None) -> Bundle:

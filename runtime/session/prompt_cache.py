@@ -1,6 +1,6 @@
 """A prefix and its KV cache in a file, so that a long prompt need not be read twice.
 
-Format 2: a line of JSON (what it belongs to, the prefix, a checksum), float32 logits of its last
+Format 3: a line of JSON (what it belongs to, the prefix, a checksum), float32 logits of its last
 token, then the cache: [heads, tokens, width] of each buffer in turn. The bundle's hashes, the
 cache's layout and the checksum are compared before anything is taken over. What follows the prefix
 is not kept: the next turn's prefix is read in both directions, so an answer's cache is of no use.
@@ -22,7 +22,7 @@ from hrm_edge.files import writing
 
 from .protocol import Session
 
-KIND, VERSION = "hrm-edge prefix", 2
+KIND, VERSION = "hrm-edge prefix", 3
 
 
 def save(path: Path, session: Session, manifest: Manifest) -> None:
@@ -34,6 +34,7 @@ def save(path: Path, session: Session, manifest: Manifest) -> None:
         "kind": KIND,
         "version": VERSION,
         "bundle": _identity(manifest),
+        "kv_share": session.kv_share,
         "prefix": session.prefix,
         "crc32": _checksum(parts),
     }
@@ -50,7 +51,7 @@ def restore(path: Path, session: Session, manifest: Manifest) -> None:
     """Put a saved prefix into `session`. Raises HRMEdgeError if it is damaged or another's."""
     try:
         with path.open("rb") as file:
-            header = _header(path, file, manifest)
+            header = _header(path, file, manifest, session.kv_share)
             logits = np.frombuffer(file.read(4 * manifest.model.vocab_size), np.float32)
             cache = np.frombuffer(file.read(), np.uint8)
     except OSError as error:
@@ -66,7 +67,7 @@ def restore(path: Path, session: Session, manifest: Manifest) -> None:
     session.set_prefix_state(header["prefix"], logits, cache)
 
 
-def _header(path: Path, file: BinaryIO, manifest: Manifest) -> dict:
+def _header(path: Path, file: BinaryIO, manifest: Manifest, kv_share: str) -> dict:
     try:
         header = json.loads(file.readline(1 << 24))
         if header["kind"] != KIND:
@@ -76,6 +77,11 @@ def _header(path: Path, file: BinaryIO, manifest: Manifest) -> dict:
     if header.get("version") != VERSION:
         raise HRMEdgeError(
             f"{path}: of version {header.get('version')!r}, not {VERSION}; remove it"
+        )
+    if header.get("kv_share", "none") != kv_share:
+        raise HRMEdgeError(
+            f"{path}: made with --kv-share {header.get('kv_share', 'none')}, not {kv_share}; load "
+            "alike, remove it or name another file"
         )
     if header["bundle"] != _identity(manifest):
         raise HRMEdgeError(f"{path}: made with another bundle; remove it or name another file")

@@ -17,7 +17,8 @@ class Session(Protocol):
 
     length: int
     max_context: int
-    batches: bool  # several ids take less time in one call than one by one
+    batches: bool  # several ids take less time in one call than one by one, and are the same
+    kv_share: str  # which passes keep keys and values in one place, see Loading
     prefix: list[int]  # what is held of it was read in one call; [] before the first
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:

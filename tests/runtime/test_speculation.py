@@ -81,7 +81,7 @@ FIRST = np.random.default_rng(6).standard_normal(3).astype(np.float32)
 class Toy:
     """A session over TABLE."""
 
-    max_context, batches = 100, True
+    max_context, batches, kv_share = 100, True, "none"
 
     def __init__(self) -> None:
         self.ids, self.length, self.prefix = [0], 1, [0]

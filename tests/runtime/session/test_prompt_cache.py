@@ -79,7 +79,7 @@ def test_a_damaged_file_is_refused_and_changes_nothing(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 2', '"version": 1', "of version 1, not 2"),
+        ('"version": 3', '"version": 2', "of version 2, not 3"),
         ("hrm-edge prefix", "somebody else's", "not a saved prefix"),
         ('"bundle": "', '"bundle": "0', "made with another bundle"),
     ],
@@ -147,4 +147,4 @@ def test_what_fits_is_told_or_refused(shared_bundle: Path, monkeypatch) -> None:
 
 def test_the_header_is_readable(saved: Path) -> None:
     header = json.loads(saved.read_bytes().split(b"\n", 1)[0])
-    assert header["version"] == 2 and header["prefix"][0] == 6
+    assert header["version"] == 3 and header["prefix"][0] == 6
