@@ -13,6 +13,7 @@ from hrm_edge import memory
 from hrm_edge.bundle import Bundle, Manifest
 from hrm_edge.chat_template import ChatTemplate, Message, read_chat_template
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.fit import shortage
 from hrm_edge.names import TOKENIZER
 from hrm_edge.prompt import Tokenizer
 
@@ -21,7 +22,6 @@ from .guided import Constraint, Guide
 from .processors import make_processors
 from .sampling import Choice, make_chooser, make_sampler
 from .session import prompt_cache
-from .session.fit import shortage
 from .session.loading import CPU, Loading
 from .session.opening import as_loaded, open_session
 from .session.protocol import Cancelled, Session

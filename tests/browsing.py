@@ -1,9 +1,10 @@
-"""A real Chromium, and a plain static server that can be taken away."""
+"""A real Chromium, Node, and a plain static server that can be taken away."""
 
 import contextlib
 import functools
 import http.server
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ FLAGS = [
     "--disable-sync",
 ]
 
+DEMO = Path(__file__).parents[1] / "web_demo"
 NO_GPU = ("--disable-gpu",)
 SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 
@@ -53,3 +55,24 @@ def static_server(directory: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join(10)
+
+
+def node(code: str, input: str = "") -> str:
+    """What the module `code` prints, run in the web page's folder."""
+    command = ["node", "--input-type=module", "-e", code]
+    done = subprocess.run(command, input=input, capture_output=True, text=True, cwd=DEMO)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Answers every vector; runs in a browser and in Node, where `model` is loaded differently.
+ANSWER = """
+async (model, vectors, most) => {
+  const found = [];
+  for (const { prompt, condition } of vectors) {
+    const { tokens } = await model.generate(prompt, { condition, max_tokens: most });
+    found.push({ ids: model.encode(prompt, condition), tokens });
+  }
+  return found;
+}
+"""

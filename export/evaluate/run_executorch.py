@@ -7,6 +7,7 @@ import numpy as np
 
 from hrm_edge import memory
 from hrm_edge.bundle import Bundle
+from hrm_edge.fit import need
 from hrm_edge.names import program
 from hrm_edge.pte import Program, Unavailable
 from hrm_edge.samples import Sample
@@ -19,11 +20,11 @@ class Runner:
         """Raises Unavailable where memory, or an operator's library, is missing."""
         manifest, room = bundle.manifest, memory.available()
         context = manifest.context_for(longest)
-        need = manifest.kv_cache.bytes_per_token * context
-        if room is not None and need > room:
+        wanted = need(manifest, context).kv_cache  # all of it is committed when it is loaded
+        if room is not None and wanted > room:
             raise Unavailable(
                 f"{bundle.path / program(context, manifest.max_seq_len)}: its KV cache needs "
-                f"{need / 2**30:.1f} GiB, {room / 2**30:.1f} are available; give --context at "
+                f"{wanted / 2**30:.1f} GiB, {room / 2**30:.1f} are available; give --context at "
                 "export to need less"
             )
         self._program = Program(bundle.path, manifest, longest, None)

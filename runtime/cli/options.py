@@ -87,8 +87,9 @@ LOADING = (
 
 def load_model(path: Path, loading: Loading) -> "Model":
     """The model in `path`; a warning on stderr if it may not fit."""
+    from hrm_edge.fit import shortage
+
     from ..engine import load
-    from ..session.fit import shortage
     from ..session.opening import as_loaded
 
     bundle = Bundle.open(path, loading.verify)

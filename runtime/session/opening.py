@@ -5,8 +5,8 @@ from dataclasses import replace
 from hrm_edge import memory
 from hrm_edge.bundle import Bundle, KVCache
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.fit import choose_context
 
-from .fit import choose_context
 from .loading import CPU, Loading
 from .protocol import Session
 

@@ -12,7 +12,7 @@ import pytest
 
 from hrm_edge.bundle import BundleFile, KVCache, Manifest
 from hrm_edge.config import HRMTextConfig
-from hrm_edge.runtime.session.fit import largest_context, need
+from hrm_edge.fit import largest_context, need
 
 DOCS = Path(__file__).parents[2] / "docs"
 BITS = (32, 8, 4)

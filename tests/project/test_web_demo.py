@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browsing import SOFTWARE_WEBGPU, chromium, static_server
+from browsing import ANSWER, SOFTWARE_WEBGPU, chromium, node, static_server
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import load
 
@@ -24,18 +24,6 @@ DEMO = ROOT / "web_demo"
 GOLDEN = json.loads((ROOT / "android_demo" / "golden.json").read_text(encoding="utf-8"))
 VECTORS: list[dict[str, Any]] = GOLDEN["vectors"]
 SHOTS = os.environ.get("HRM_EDGE_SCREENSHOTS")  # a directory to keep screenshots in
-
-# Answers every vector; runs in a browser and in Node, where `model` is loaded differently.
-ANSWER = """
-async (model, vectors, most) => {
-  const found = [];
-  for (const { prompt, condition } of vectors) {
-    const { tokens } = await model.generate(prompt, { condition, max_tokens: most });
-    found.push({ ids: model.encode(prompt, condition), tokens });
-  }
-  return found;
-}
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,13 +145,6 @@ def answers_of_node(bundle: Path, vectors: list[dict[str, Any]], wasm: bool) -> 
     """
     request = {"bundle": str(bundle), "wasm": wasm, "vectors": vectors}
     return json.loads(node(code, json.dumps(request | {"most": GOLDEN["max_tokens"]})))
-
-
-def node(code: str, input: str = "") -> str:
-    command = ["node", "--input-type=module", "-e", code]
-    done = subprocess.run(command, input=input, capture_output=True, text=True, cwd=DEMO)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_page_answers_and_goes_on_when_the_server_is_gone(

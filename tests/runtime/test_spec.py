@@ -10,9 +10,9 @@ import pytest
 
 from hrm_edge.bundle import PROMPT_FORMAT, Manifest
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.fit import largest_context, need
 from hrm_edge.prompt import format_prompt, parse_conditions
 from hrm_edge.runtime.sampling import candidates, make_chooser, make_sampler
-from hrm_edge.runtime.session.fit import largest_context, need
 from hrm_edge.runtime.settings import Options, Settings
 from hrm_edge.runtime.speculation import Experience, Pace, PromptLookup, Verifier
 

@@ -4,13 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.lines import read_lines
 from hrm_edge.prompt import SPECIAL_TOKENS, Tokenizer
+from hrm_edge.training import data as module
 from hrm_edge.training.data import tokenize
+from hrm_edge.training.distributed import World
+from hrm_edge.training.prepare import prepare
 from hrm_edge.training.tokenizer import train_tokenizer, write_tokenizer
-from tiny_training import letters, write_lines
+from tiny_training import TINY, letters, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +123,19 @@ def test_a_sample_longer_than_the_row(tmp_path: Path, tokenizer: Path) -> None:
         tokenize(data, tokenizer, tmp_path / "cache", longest=32)
     kept = tokenize(data, tokenizer, tmp_path / "cache", longest=32, too_long="drop")
     assert (len(kept), kept.dropped_long) == (1, 1)
+
+
+def test_a_file_is_hashed_in_pieces_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set may be larger than the memory, and the first process need not read it twice."""
+    data = letters(tmp_path / "data.jsonl", 100, 0)
+    counted, original = list[Path](), module._fingerprint
+    monkeypatch.setattr(module, "PIECE", 7)
+    monkeypatch.setattr(
+        module, "_fingerprint", lambda path, *rest: (counted.append(path), original(path, *rest))[1]
+    )
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail(f"{self} is read whole"))
+    world = World(0, 1, torch.device("cpu"))
+    corpus = prepare(TINY, data, None, tmp_path / "run", world)
+    assert counted == [data] and len(corpus.train) > 0

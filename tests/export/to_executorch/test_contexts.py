@@ -13,9 +13,9 @@ from hrm_edge import memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
+from hrm_edge.fit import need
 from hrm_edge.prompt import format_prompt
 from hrm_edge.runtime import load
-from hrm_edge.runtime.session.fit import need
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.session.opening import open_session
 from pte_running import ROWS, RUNNER, run_cli, run_python
@@ -66,7 +66,7 @@ COMMITTED = """
 import sys
 from hrm_edge import memory
 from hrm_edge.runtime import load
-from hrm_edge.runtime.session.fit import need
+from hrm_edge.fit import need
 model = load(sys.argv[1], threads=1, max_context=int(sys.argv[2]))
 model.generate("Count.", max_tokens=2)
 print(memory.anonymous())

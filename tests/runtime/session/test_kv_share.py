@@ -14,9 +14,9 @@ from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.export.reference.forward import rms_norm, rotate_half
+from hrm_edge.fit import need
 from hrm_edge.numerics import rotary
 from hrm_edge.runtime import load
-from hrm_edge.runtime.session.fit import need
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.session.opening import as_loaded, open_session
 from references import prompt

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hrm_edge import memory
+from hrm_edge import fit, memory
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import Model, load
-from hrm_edge.runtime.session import fit
 from tiny_models import Shape, write_model
 
 QUESTION = "What is kept, and where?"

@@ -17,7 +17,7 @@ fun need(manifest: Manifest, context: Int): Need {
     )
 }
 
-/** As runtime/session/fit.py: twice a block's projections and residuals, attention bias and scores, float32. */
+/** As hrm_edge/fit.py: twice a block's projections and residuals, attention bias and scores, float32. */
 private fun activations(model: Architecture, context: Long): Long {
     val attention = (model.heads * model.headDim).toLong()
     val perToken = 2L * model.intermediateSize + 6L * attention + 4L * model.hiddenSize
