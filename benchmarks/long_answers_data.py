@@ -3,8 +3,9 @@
     python -m benchmarks.long_answers_data runs/long_data
 
 writes train.jsonl, valid.jsonl and test.jsonl and a tokenizer, as `hrm_tiny_data` does (whose
-drawing and splitting this uses). hrm-tiny's own answers have twelve tokens on average; what an error
-costs that grows with every further token is seen only on longer ones. Three families of reasoning-gym: a sum with each step written out, a long list to sort, a matrix read in a spiral.
+drawing and splitting this uses). hrm-tiny's own answers have twelve tokens on average; what an
+error costs that grows with every further token is seen only on longer ones. Three families of
+reasoning-gym: a sum with each step written out, a long list to sort, a matrix read in a spiral.
 """
 
 import argparse
