@@ -217,7 +217,8 @@ _CODES = ("onnx", "executorch")
 OWNERS = {  # option -> the targets that know it
     **dict.fromkeys(("method", "rotate", "calibration"), _ANY),
     **dict.fromkeys(("bits", "group_size", "head_bits", "embedding_bits", "kv_bits"), _CODES),
-    **dict.fromkeys(("recipe", "dtype", "target_bits", "calibrate_kv", "kv_h_bits"), _CODES),
+    **dict.fromkeys(("recipe", "target_bits"), _CODES),
+    **dict.fromkeys(("dtype", "calibrate_kv", "kv_h_bits"), ("onnx",)),
     **dict.fromkeys(("norm_op", "contexts"), ("executorch",)),
     "gguf_type": ("gguf",),
 }

@@ -45,8 +45,7 @@ PARTS = {  # of a block: hub name -> the tensors that its rows are cut into, in 
 }
 
 
-# As in llama.cpp's own presets the head of a file below 8 bits is finer than its linears.
-FILE_NUMBERS = {
+FILE_NUMBERS = {  # general.file_type
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
     "bf16": LlamaFileType.MOSTLY_BF16,

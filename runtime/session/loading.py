@@ -39,9 +39,13 @@ class Loading:
             raise HRMEdgeError(f"threads is {self.threads}, expected 1 or more", "threads")
         if self.kv_share not in KV_SHARES:
             known = ", ".join(KV_SHARES)
-            raise HRMEdgeError(
-                f"kv_share is {self.kv_share!r}, expected one of {known}", "kv_share"
-            )
+            says = f"kv_share is {self.kv_share!r}, expected one of {known}"
+            raise HRMEdgeError(says, "kv_share")
+        for name in ("draft", "h_cycles"):  # drafts would not be exact, slots not all be written
+            value = getattr(self, name)
+            if self.kv_share != "none" and value is not None:
+                says = f"kv_share is {self.kv_share} and {name} {value}; give one of them"
+                raise HRMEdgeError(says, "kv_share")
 
 
 def weight_cache_directory(choice: str) -> Path | None:

@@ -61,10 +61,6 @@ def as_loaded(bundle: Bundle, loading: Loading) -> Bundle:
                 "cannot be shared; export with --no-calibrate-kv, or --kv-bits 8",
                 "kv_share",
             )
-        if loading.h_cycles is not None:
-            raise HRMEdgeError(
-                f"kv_share is {share} and h_cycles {loading.h_cycles}; give one of them", "kv_share"
-            )
         shared = KVCache.of(manifest.model, cache.bits, cache.h_bits, False, share)
         cache = replace(cache, bytes_per_token=shared.bytes_per_token)
         bundle = replace(bundle, manifest=replace(manifest, kv_cache=cache))

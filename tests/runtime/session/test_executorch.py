@@ -10,7 +10,7 @@ import pytest
 from benchmarks.hrm_tiny_release import SHIPPED
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
 from hrm_edge.export.recipe import HQQ
 from hrm_edge.prompt import format_prompt
 from hrm_edge.runtime import Cancelled, load
@@ -83,10 +83,9 @@ def test_options_without_kernels_are_refused_and_nothing_is_written(tmp_path: Pa
             {"method": HQQ()},
             "XNNPACK's 4-bit linears have no zero points: use rtn or gptq",
         ),
-        (
-            {"dtype": "fp16", "kv_bits": 16},
-            "dtype is 'fp16'; an ExecuTorch bundle computes in fp32",
-        ),
+        ({"dtype": "fp16"}, "dtype does not apply to -t executorch; it is of -t onnx"),
+        ({"kv_h_bits": 8}, "kv_h_bits does not apply to -t executorch"),
+        ({"recipe": Recipe(dtype="fp16", kv_bits=16)}, "an ExecuTorch bundle computes in fp32"),
         ({}, "has rows of 48; 4 bits in ExecuTorch need a multiple of 32"),
     ]
     for options, complaint in refused:

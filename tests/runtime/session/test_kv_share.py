@@ -191,4 +191,4 @@ def test_from_the_command_line(
     code, _, err = run_cli(
         "generate", quantized.path, "Hi", "--kv-share", "cycle", "--draft", "self"
     )
-    assert code == 1 and "cannot draft" in err
+    assert code == 1 and "kv_share is cycle and draft self; give one of them" in err
