@@ -7,7 +7,7 @@ stack in `num_layers_per_stack`. Knows nothing of weights.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,35 @@ class HRMTextConfig:
     def passes(self) -> tuple[str, ...]:
         """The stack that each pass of one token applies, in order: L L L H L L L H for H2 x L3."""
         return (("L",) * self.L_cycles + ("H",)) * self.H_cycles
+
+    @property
+    def skippable(self) -> tuple[bool, ...]:
+        """Which passes a token can do without: all but the first cycle's last L pass and H pass."""
+        kept = (self.L_cycles - 1, self.L_cycles)
+        return tuple(turn not in kept for turn in range(len(self.passes)))
+
+    def plan(
+        self, l_cycles: Sequence[int] | None = None, h_cycles: int | None = None
+    ) -> tuple[bool, ...]:
+        """Which passes to run: `h_cycles` H cycles, and the last `l_cycles` L passes of each.
+
+        None is all of them; `l_cycles` has a number for each cycle that runs. Raises HRMEdgeError.
+        """
+        h = self.H_cycles if h_cycles is None else h_cycles
+        if not 1 <= h <= self.H_cycles:
+            raise HRMEdgeError(
+                f"h_cycles is {h}, expected 1 to {self.H_cycles} (the model's H_cycles)", "h_cycles"
+            )
+        counts = [self.L_cycles] * h if l_cycles is None else list(l_cycles)
+        if len(counts) != h or not all(1 <= n <= self.L_cycles for n in counts):
+            shown, all_of_them = (",".join(map(str, c)) for c in (counts, [self.L_cycles] * h))
+            raise HRMEdgeError(
+                f"l_cycles is {shown}, expected {h} of 1 to {self.L_cycles}, one number for each H "
+                f"cycle (all passes: {all_of_them})",
+                "l_cycles",
+            )
+        cycles = [(False,) * (self.L_cycles - n) + (True,) * (n + 1) for n in counts]
+        return sum(cycles, ()) + (False,) * (len(self.passes) - h * (self.L_cycles + 1))
 
     @property
     def cache_slots(self) -> int:

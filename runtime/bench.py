@@ -20,7 +20,7 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 
 from .session.loading import Loading
-from .session.opening import open_session
+from .session.opening import open_session, settled
 from .session.protocol import Session
 from .session.threads import default_threads
 
@@ -62,6 +62,7 @@ class Result:
     kv_bits: int
     kv_h_bits: int | None
     h_cycles: int
+    l_cycles: str
     kv_share: str
     provider: str
     n_threads: int
@@ -101,6 +102,7 @@ class Bench:
                 f"the tests need {context} tokens of context, {path} has {manifest.max_seq_len}; "
                 "use a smaller -p, -n or -d"
             )
+        loading = settled(bundle, loading)
         session = open_session(bundle, replace(loading, max_context=context))
         facts = {
             "model": path.resolve().name,
@@ -112,6 +114,7 @@ class Bench:
             "kv_h_bits": manifest.kv_cache.h_bits,
             "kv_share": loading.kv_share,
             "h_cycles": loading.h_cycles or manifest.model.H_cycles,
+            "l_cycles": ",".join(map(str, loading.l_cycles or ())) or "all",
             "provider": loading.provider,
             "n_threads": loading.threads or default_threads() or 0,
         }

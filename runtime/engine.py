@@ -23,7 +23,7 @@ from .processors import make_processors
 from .sampling import Choice, make_chooser, make_sampler
 from .session import prompt_cache
 from .session.loading import CPU, Loading
-from .session.opening import as_loaded, open_session
+from .session.opening import as_loaded, open_session, settled
 from .session.protocol import Cancelled, Session
 from .session.weight_cache import drop_damaged
 from .settings import Options, Settings, in_range
@@ -31,8 +31,8 @@ from .speculation import (
     CanDraft,
     DraftModel,
     Experience,
-    FirstCycle,
     Pace,
+    Shallow,
     Tally,
     Verifier,
     lookups,
@@ -51,7 +51,7 @@ __all__ = [
     "load",
 ]
 
-SELF = "self"  # in place of a bundle that drafts
+SHALLOW = "shallow"  # in place of a bundle that drafts
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ class Model:
             learned=self._learned,
             tally=Tally(),
         )
-        return self._pieces(list(ids), verifier, StopText(s.stops))
+        self.session.plan(s.l_cycles)  # refuses what it cannot run
+        return self._pieces(list(ids), verifier, StopText(s.stops), s.l_cycles)
 
     def encode(self, prompt: str, condition: str) -> list[int]:
         """The prefix of `prompt` in tokens. Raises HRMEdgeError if no token of an answer fits."""
@@ -238,15 +239,18 @@ class Model:
         if isinstance(self.draft, Model):
             found.append(Pace(DraftModel(self.draft.session, ids), self._learned))
         elif self.draft is not None:
-            found.append(Pace(FirstCycle(self.draft), self._learned))
+            shallow = Shallow(self.draft, self.manifest.eos_token_ids)
+            found.append(Pace(shallow, self._learned))
         return found
 
-    def _pieces(self, ids: list[int], verifier: Verifier, stop: StopText) -> Iterator[Piece]:
+    def _pieces(
+        self, ids: list[int], verifier: Verifier, stop: StopText, l_cycles: Sequence[int] | None
+    ) -> Iterator[Piece]:
         self._answer += 1
         mine = self._answer
         cached = len(ids) if self.session.prefix == ids else 0
         decoder, clock = self.tokenizer.stream(), _Clock(len(ids), cached)
-        logits = self.session.start(ids)
+        logits = self.session.start(ids, l_cycles)
         clock.prefilled()
         for choice in verifier.run(logits):
             clock.sampled()
@@ -318,6 +322,8 @@ class LoadOptions(TypedDict, total=False):
     provider: str
     weight_cache: str | Path | None
     kv_share: str
+    l_cycles: Sequence[int] | None
+    fast: bool
 
 
 def load(
@@ -330,6 +336,7 @@ def load(
     how = _loading(options) if loading is None else loading
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(Path(bundle), how.verify)
+    how = settled(bundle, how)
     loaded = as_loaded(bundle, how)
     if how.strict and how.provider == CPU and (short := shortage(loaded, how.max_context)):
         raise HRMEdgeError(short)
@@ -338,10 +345,11 @@ def load(
         drop_damaged(bundle.manifest, how.weight_cache)
     session = open_session(bundle, how)
     drafter = None
-    if how.draft == SELF:
-        drafter = _own_first_cycle(session, bundle.path)
-    elif how.draft is not None:
-        drafter = load(how.draft, replace(how, max_context=None, draft=None, h_cycles=None))
+    if how.draft in (None, SHALLOW):
+        drafter = _shallow(session, bundle.path, how.draft is not None)
+    else:
+        alone = {"max_context": None, "draft": None, "h_cycles": None, "l_cycles": None}
+        drafter = load(how.draft, replace(how, **alone))
         _same_tokenizer(bundle.path, Path(how.draft))
     manifest = loaded.manifest
     vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids
@@ -357,6 +365,8 @@ def _loading(options: LoadOptions) -> Loading:
     given: dict[str, Any] = dict(options)
     if given.get("weight_cache") is not None:
         given["weight_cache"] = Path(given["weight_cache"])
+    if given.get("l_cycles") is not None:
+        given["l_cycles"] = tuple(given["l_cycles"])
     return Loading(**given)
 
 
@@ -371,12 +381,15 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
     return tokenizer
 
 
-def _own_first_cycle(session: Session, path: Path) -> CanDraft:
+def _shallow(session: Session, path: Path, asked: bool) -> CanDraft | None:
+    """The session as its own drafter, where it can be; HRMEdgeError if `asked` and it cannot."""
     if getattr(session, "can_draft", False):
         return cast(CanDraft, session)
+    if not asked:
+        return None
     raise HRMEdgeError(
-        f"{path}: its first H cycle cannot draft; that takes a graph that can stop there (export "
-        "the checkpoint again if the bundle is old) and more than one cycle to run"
+        f"{path}: it cannot draft with fewer passes; that takes a graph that can leave passes out "
+        "(export the checkpoint again if the bundle is old) and more than one L pass in a cycle"
     )
 
 

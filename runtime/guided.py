@@ -100,7 +100,7 @@ class Guide:
 class Constraint:
     """One answer's progress through a grammar: a logits processor and a drafter."""
 
-    name, free, resumed, trust = "constraint", True, False, 0.99
+    name, cost, trust = "constraint", 0.0, 0.99
 
     def __init__(self, matcher: "LLMatcher", vocab_size: int, ends: list[int]) -> None:
         self._matcher, self._vocab_size, self._ends = matcher, vocab_size, ends

@@ -74,6 +74,7 @@ class Options(TypedDict, total=False):
     json_schema: str | Mapping[str, Any] | None
     regex: str | None
     grammar: str | None
+    l_cycles: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,14 @@ class Settings:
     grammar: Annotated[
         str | None,
         Option("Answer with text of this grammar, in Lark.", words="a Lark grammar"),
+    ] = None
+    l_cycles: Annotated[
+        Sequence[int] | None,
+        Option(
+            "L passes of each H cycle for the answer's tokens, at some loss.",
+            low=1,
+            words="a number of L passes for each H cycle, such as [1, 2]",
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -210,6 +219,9 @@ def _accepts(name: str, row: Row, value: Any) -> bool:
         return (_whole(value) if row.kind is int else _number(value)) and row.option.holds(value)
     if name == "stop":
         return _is_stop(value)
+    if name == "l_cycles":
+        listed = isinstance(value, list | tuple) and len(value) > 0
+        return listed and all(_whole(n) and row.option.holds(n) for n in value)
     if name == "logit_bias":
         if not isinstance(value, Mapping):
             return False

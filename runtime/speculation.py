@@ -30,8 +30,8 @@ class Drafter(Protocol):
     """Guesses how an answer goes on."""
 
     name: str  # drafters of the same name share their acceptance over answers
-    free: bool  # a guess costs nothing worth measuring, so it is made and scored even if unused
-    resumed: bool  # the verifying call goes on from what drafting computed, so it is timed apart
+    cost: float  # of a drafted token, in calls of one, until measured; 0 is not measured, and then
+    # a guess is made and scored even if unused
     trust: float  # acceptance to begin with
 
     def propose(self, answer: Sequence[int], most: int) -> list[int]:
@@ -42,7 +42,7 @@ class Drafter(Protocol):
 class PromptLookup:
     """Proposes what followed the last `n` tokens when they last occurred in prompt or answer."""
 
-    free, resumed = True, False
+    cost = 0.0
 
     def __init__(self, prompt: Sequence[int], n: int, trust: float) -> None:
         self.n, self.name, self.trust = n, f"lookup {n}", trust
@@ -66,7 +66,7 @@ class PromptLookup:
 class DraftModel:
     """Proposes the greedy answer of another, smaller model with the same tokenizer."""
 
-    name, free, resumed, trust = "model", False, False, 0.6
+    name, cost, trust = "model", 0.2, 0.6
 
     def __init__(self, session: Session, prompt: Sequence[int]) -> None:
         self.session, self._prompt = session, list(prompt)
@@ -99,49 +99,64 @@ class DraftModel:
 
 
 class CanDraft(Protocol):
-    """A session whose model can stop after its first H cycle."""
+    """A session whose model can leave passes out."""
 
     def draft(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits [len(ids), V] after that cycle; a `decode` that begins with `ids` resumes it."""
+        """Logits [len(ids), V] after few passes, behind those drafted since the last `decode`."""
         ...
 
 
-class FirstCycle:
-    """Proposes what the model itself would answer after its first H cycle."""
+class Shallow:
+    """Proposes what the model itself would answer with one L pass in each H cycle.
 
-    name, free, resumed, trust = "first cycle", False, True, 0.8
+    It reads the cache of all passes, which verifying then writes anew: nothing of a guess stays.
+    """
 
-    def __init__(self, session: CanDraft) -> None:
-        self.session = session
+    name, cost, trust = "shallow", 0.5, 0.95
+
+    def __init__(self, session: CanDraft, ends: Container[int]) -> None:
+        self.session, self.ends = session, ends
 
     def propose(self, answer: Sequence[int], most: int) -> list[int]:
-        """One call a token; the states they leave are what verifying begins with."""
+        """One call a token, up to the end of the answer, which needs no verification."""
         proposed = [answer[-1]]
-        for _ in range(most):
-            proposed.append(int(self.session.draft(proposed[-1:])[-1].argmax()))
+        while len(proposed) <= most:
+            token = int(self.session.draft(proposed[-1:])[-1].argmax())
+            if token in self.ends:
+                break
+            proposed.append(token)
         return proposed[1:]
 
 
 class Experience:
     """What earlier answers of a model taught: seconds a call of each size, drafters' acceptance.
 
-    A call is taken to last as long as the best of the last few of its size did.
+    A call, and a drafted token, is taken to last as long as the best of the last few did.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[int, bool], deque[float]] = {}
+        self._seen: dict[int, deque[float]] = {}
+        self._drafting: dict[str, deque[float]] = {}
         self._trust: dict[str, float] = {}
 
-    def observe(self, size: int, seconds: float, resumed: bool = False) -> None:
-        """Remember a call with `size` tokens, all but the last of them `resumed` or none."""
-        self._seen.setdefault((size, resumed), deque(maxlen=WINDOW)).append(seconds)
+    def observe(self, size: int, seconds: float) -> None:
+        """Remember a call with `size` tokens."""
+        self._seen.setdefault(size, deque(maxlen=WINDOW)).append(seconds)
 
-    def of(self, size: int, resumed: bool = False) -> float:
+    def of(self, size: int) -> float:
         """Expected seconds of a call with `size` tokens, in arbitrary units before any was seen."""
-        if (size, resumed) in self._seen:
-            return min(self._seen[size, resumed])
-        ones = [min(seen) / _assumed(n) for (n, _), seen in self._seen.items()]
+        if size in self._seen:
+            return min(self._seen[size])
+        ones = [min(seen) / _assumed(n) for n, seen in self._seen.items()]
         return min(ones, default=1.0) * _assumed(size)
+
+    def drafted(self, drafter: Drafter, seconds: float) -> None:
+        """Remember what a drafted token took."""
+        self._drafting.setdefault(drafter.name, deque(maxlen=WINDOW)).append(seconds)
+
+    def drafting(self, drafter: Drafter) -> float:
+        """Expected seconds of a drafted token."""
+        return min(self._drafting.get(drafter.name, ()), default=drafter.cost * self.of(1))
 
     def trust(self, drafter: Drafter) -> float:
         """The share of its tokens that proved right of late, or what it begins with."""
@@ -157,45 +172,60 @@ def _assumed(size: int) -> float:
     return 1 + SLOPE * (size - 1)
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A guess if it is made already, how many tokens are `worth` verifying, tokens a second."""
+
+    guess: list[int]
+    worth: int
+    rate: float
+
+
 class Pace:
     """How many tokens of one drafter's guess are worth verifying, from how many proved right."""
 
     def __init__(self, drafter: Drafter, learned: Experience) -> None:
         self.drafter, self._learned = drafter, learned
         self._right, self._tried = 2 * learned.trust(drafter), 2.0  # as if two had been seen
-        self._seconds: deque[float] = deque(maxlen=WINDOW)  # that a costly drafter's token took
         self._idle, self._warm = 0, False
 
-    def propose(self, answer: Sequence[int], most: int) -> tuple[list[int], int]:
-        """(a guess, how many of its tokens to verify)."""
-        if self.drafter.free:
+    def offer(self, answer: Sequence[int], most: int) -> "Offer":
+        """What verifying at most `most` drafted tokens promises; what costs is not guessed yet."""
+        if not self.drafter.cost:
             guess = self.drafter.propose(answer, MOST)
-            return guess, self.length(min(most, len(guess)))
-        worth = self.length(most)
+            return Offer(guess, *self.promise(min(most, len(guess))))
+        worth, rate = self.promise(most)
         self._idle = 0 if worth else self._idle + 1
         if self._idle > PROBE:
-            self._idle, worth = 0, min(1, most)
-        if not worth:
-            return [], 0
-        started = time.perf_counter()
-        guess = self.drafter.propose(answer, worth)
+            worth, rate = min(1, most), 0.0
+        return Offer([], worth, rate)
+
+    def guess(self, answer: Sequence[int], count: int) -> list[int]:
+        """At most `count` tokens of a drafter that costs, timed."""
+        started, self._idle = time.perf_counter(), 0
+        guess = self.drafter.propose(answer, count)
         if guess and self._warm:  # its first guess reads the prompt
-            self._seconds.append((time.perf_counter() - started) / len(guess))
+            seconds = (time.perf_counter() - started) / len(guess)
+            self._learned.drafted(self.drafter, seconds)
         self._warm = True
-        return guess, len(guess)
+        return guess
 
     def length(self, limit: int = MOST) -> int:
         """The number of drafted tokens, at most `limit`, that promises the most tokens a second."""
-        right, own = self._right / self._tried, min(self._seconds, default=0.0)
+        return self.promise(limit)[0]
+
+    def promise(self, limit: int) -> tuple[int, float]:
+        """(that number, the tokens a second it promises); 0 where drafting does not pay."""
+        right, own = self._right / self._tried, self._learned.drafting(self.drafter)
         best, most = 0, GAIN / self._learned.of(1)
         expected = chance = 1.0
         for k in range(1, min(MOST, limit) + 1):
             chance *= right  # that the first k tokens are right
             expected += chance
-            rate = expected / (self._learned.of(k + 1, self.drafter.resumed) + k * own)
+            rate = expected / (self._learned.of(k + 1) + k * own)
             if rate > most * (1 + 1e-9):
                 best, most = k, rate
-        return best
+        return best, most
 
     def learn(self, guess: Sequence[int], drawn: Sequence[int]) -> None:
         """Compare a guess with what was drawn in its place."""
@@ -226,7 +256,7 @@ class Verifier:
     choose: Chooser
     limit: int  # tokens in the answer at most; they must fit into the session's context
     ends: Container[int]  # tokens that end an answer
-    paces: Sequence[Pace] = ()  # those ahead go first
+    paces: Sequence[Pace] = ()
     learned: Experience = field(default_factory=Experience)
     tally: Tally = field(default_factory=Tally)
 
@@ -243,8 +273,8 @@ class Verifier:
             yield from drawn
             if len(answer) >= self.limit or answer[-1] in self.ends:
                 return
-            guesses, draft, resumed = self._draft(answer)
-            rows = self._decode([answer[-1], *draft], resumed)
+            guesses, draft = self._draft(answer)
+            rows = self._decode([answer[-1], *draft])
 
     def _draw(self, answer: list[int], rows: np.ndarray, draft: Sequence[int]) -> list[Choice]:
         """Append tokens to `answer`, one for each row as long as the draft before it was right."""
@@ -265,22 +295,23 @@ class Verifier:
         for pace, guess in zip(self.paces, guesses, strict=False):
             pace.learn(guess, drawn)
 
-    def _draft(self, answer: Sequence[int]) -> tuple[list[list[int]], list[int], bool]:
-        """(every drafter's guess, what to verify of the first that is worth it, its `resumed`)."""
-        guesses: list[list[int]] = []
-        draft, resumed = [], False
-        for pace in self.paces:
-            most = 0 if draft else self.limit - len(answer) - 1
-            guess, worth = pace.propose(answer, most)
-            guesses.append(guess)
-            if worth:
-                draft, resumed = guess[:worth], pace.drafter.resumed
-        return guesses, draft, resumed
+    def _draft(self, answer: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """(every drafter's guess, what to verify: that of the one which promises most)."""
+        most = self.limit - len(answer) - 1
+        offers = [pace.offer(answer, most) for pace in self.paces]
+        guesses = [offer.guess for offer in offers]
+        worthy = [i for i, offer in enumerate(offers) if offer.worth]
+        if not worthy:
+            return guesses, []
+        best = max(worthy, key=lambda i: offers[i].rate)
+        if self.paces[best].drafter.cost:
+            guesses[best] = self.paces[best].guess(answer, offers[best].worth)
+        return guesses, guesses[best][: offers[best].worth]
 
-    def _decode(self, ids: list[int], resumed: bool) -> np.ndarray:
+    def _decode(self, ids: list[int]) -> np.ndarray:
         started = time.perf_counter()
         rows = self.session.decode(ids)
-        self.learned.observe(len(ids), time.perf_counter() - started, resumed)
+        self.learned.observe(len(ids), time.perf_counter() - started)
         self.tally.calls += 1
         return rows
 

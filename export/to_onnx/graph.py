@@ -8,18 +8,17 @@ the prefix, bidirectional; every later call is causal. Activations are float32 o
 weights say; logits are float32 [1, S, V], or of the last positions alone if the optional input
 `logits_to_keep` says how many (0, its default, keeps all).
 
-Where the model has several H cycles, three more inputs are optional. `h_cycles` [1] says how many
-of them to run; the later ones are `If` branches over the same weights, which runtimes pack once.
-`drafted_z_H` and `drafted_z_L` [1, P, D] are states after the first cycle, as the outputs
-`first_z_H` and `first_z_L` [1, S, D] gave them: the first P of the S ids then skip that cycle,
-whose cache slots hold them already.
+The optional input `passes`, bool [passes], says which stack passes to run; the others leave states
+and cache as they are. All run by default, and the last L pass and the H pass of the first cycle
+always do. Each other pass is an `If` over the same weights, which runtimes pack once. With its
+passes all run, a call costs what it would without them.
 
 Every RMSNorm of the model follows an addition, so each is one SkipSimplifiedLayerNormalization:
 `magic_norm(x, skip) -> (rms_norm(x + skip), x + skip)`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -52,14 +51,7 @@ def build_model(config: HRMTextConfig, weights: Weights, kv_bits: Sequence[int])
     ids = g.input(names.INPUT_IDS, ir.DataType.INT64, [1, "sequence"])
     mask = g.input(names.ATTENTION_MASK, ir.DataType.INT64, [1, "total"])
     call = _call(g, ids, mask)
-    if config.H_cycles == 1:
-        z_h, _ = _cycle(g, call, 0, *_begin(g, ids))
-    else:
-        z_h, z_l = _first_cycle(g, call, ids)
-        h_cycles = g.optional(names.H_CYCLES, np.array([config.H_cycles], np.int64), [1])
-        for h in range(1, config.H_cycles):
-            z_h, z_l = _later_cycle(g, call, h, h_cycles, z_h, z_l)
-    _logits(g, call, z_h)
+    _logits(g, call, _recurrence(g, call, ids))
     return g.model()
 
 
@@ -191,65 +183,47 @@ def _embed(g: _Graph, ids: ir.Value) -> ir.Value:
     )
 
 
-def _begin(g: _Graph, ids: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(z_H, z_L) before the first cycle, [1, S, D] each."""
-    z_h = _embed(g, ids)
-    return z_h, g.std("Expand", g.weights.arrays[names.Z_L_INIT], g.std("Shape", z_h))
+def _recurrence(g: _Graph, call: _Call, ids: ir.Value) -> ir.Value:
+    """z_H [1, S, D] after all passes that are to run."""
+    config = g.config
+    states = {"H": _embed(g, ids)}  # [1, S, D] each
+    states["L"] = g.std("Expand", g.weights.arrays[names.Z_L_INIT], g.std("Shape", states["H"]))
+    passes, count = None, len(config.passes)
+    if any(config.skippable):
+        passes = g.optional(names.PASSES, np.ones(count, np.bool), [count])
+    for turn, stack in enumerate(config.passes):
+        if passes is None or not config.skippable[turn]:
+            states[stack] = _stack_pass(g, call, turn, states)
+        else:
+            states[stack] = _optional_pass(g, call, turn, states, passes)
+    return states["H"]
 
 
-def _cycle(
-    g: _Graph, call: _Call, h: int, z_h: ir.Value, z_l: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """(z_H, z_L) after H cycle `h`."""
-    for inner in range(g.config.L_cycles):
-        z_l = _stack_pass(g, call, "L", g.config.slot(h, inner, 0), z_l, z_h)
-    return _stack_pass(g, call, "H", g.config.slot(h, g.config.L_cycles, 0), z_h, z_l), z_l
-
-
-def _first_cycle(g: _Graph, call: _Call, ids: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(z_H, z_L) of all ids after the first cycle, which those that were drafted skip."""
-    axis0, axis1, axis2 = (g.constant(f"axis{i}", [i]) for i in range(3))
-    width = g.config.hidden_size
-    empty = np.zeros((1, 0, width), g.dtype.numpy())
-    drafted = [
-        g.optional(names.DRAFTED + name, empty, [1, "drafted", width]) for name in names.STATES
-    ]
-    done = g.std("Slice", g.std("Shape", drafted[0]), axis1, axis2, axis0)  # [1] P
-    bias = g.std("Slice", call.bias, done, call.length, axis2) if call.bias is not None else None
-    rest = g.std("Slice", ids, done, call.length, axis1)
-    fresh = _cycle(g, replace(call, bias=bias), 0, *_begin(g, rest))
-    both = zip(drafted, fresh, strict=True)
-    z_h, z_l = (g.op("Concat", pair, {"axis": 1}) for pair in both)
-    for name, state in zip(names.STATES, (z_h, z_l), strict=True):
-        g.output(state, names.FIRST + name, g.dtype, [1, "sequence", width])
-    return z_h, z_l
-
-
-def _later_cycle(
-    g: _Graph, call: _Call, h: int, h_cycles: ir.Value, z_h: ir.Value, z_l: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """(z_H, z_L) after H cycle `h`, or as they are where only `h` cycles are asked for."""
-    run, skip = g.branch(), g.branch()
-    ran = [*_cycle(run, call, h, z_h, z_l), *run.present.values()]
-    kept = [skip.std("Identity", v) for v in (z_h, z_l, *(g.past[name] for name in run.present))]
-    branches = {
-        "then_branch": run.subgraph(ran, f"cycle_{h}"),
-        "else_branch": skip.subgraph(kept, f"no_cycle_{h}"),
-    }
-    wanted = g.std("Greater", h_cycles, g.constant(f"cycle_{h}", [h]))
-    z_h, z_l, *present = g.op_multi_out("If", [wanted], branches, num_outputs=len(ran))
-    g.present |= zip(run.present, present, strict=True)
-    return z_h, z_l
-
-
-def _stack_pass(
-    g: _Graph, call: _Call, stack: str, slot: int, x: ir.Value, injected: ir.Value
+def _optional_pass(
+    g: _Graph, call: _Call, turn: int, states: dict[str, ir.Value], passes: ir.Value
 ) -> ir.Value:
-    """One pass of a stack over x + injected, whose first cache slot is `slot`; [1, S, D]."""
-    normed, residual = _magic_norm(g, x, injected)
+    """`_stack_pass` if `passes` say so of this `turn`, else the state and the cache as they are."""
+    run, skip = g.branch(), g.branch()
+    state = _stack_pass(run, call, turn, states)
+    kept = [states[g.config.passes[turn]], *(g.past[name] for name in run.present)]
+    branches = {
+        "then_branch": run.subgraph([state, *run.present.values()], f"pass_{turn}"),
+        "else_branch": skip.subgraph([skip.std("Identity", v) for v in kept], f"no_pass_{turn}"),
+    }
+    wanted = g.std("Gather", passes, g.constant(f"turn_{turn}", [turn]))
+    state, *present = g.op_multi_out("If", [wanted], branches, num_outputs=len(kept))
+    g.present |= zip(run.present, present, strict=True)
+    return state
+
+
+def _stack_pass(g: _Graph, call: _Call, turn: int, states: dict[str, ir.Value]) -> ir.Value:
+    """The state that pass `turn` leaves of its stack, [1, S, D]: S(z_L + z_H)."""
+    stack = g.config.passes[turn]
+    other = "L" if stack == "H" else "H"
+    normed, residual = _magic_norm(g, states[stack], states[other])
     for layer in range(g.config.layers_per_stack):
-        name = names.block(stack, layer)
-        delta = _attention(g, call, name, slot + layer, normed)
+        name, slot = names.block(stack, layer), turn * g.config.layers_per_stack + layer
+        delta = _attention(g, call, name, slot, normed)
         normed, residual = _magic_norm(g, delta, residual)
         delta = _mlp(g, name, normed)
         normed, residual = _magic_norm(g, delta, residual)

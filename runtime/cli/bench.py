@@ -8,24 +8,20 @@ import click
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status, track
 
-from .options import H_CYCLES, KV_SHARE, PROVIDER, THREADS, WEIGHT_CACHE, taken
+from .options import (
+    FAST,
+    H_CYCLES,
+    KV_SHARE,
+    L_CYCLES,
+    PROVIDER,
+    THREADS,
+    WEIGHT_CACHE,
+    Numbers,
+    taken,
+)
 
 if TYPE_CHECKING:
     from ..bench import Bench, Result, Test
-
-
-class Numbers(click.ParamType):
-    """Whole numbers joined by commas."""
-
-    name = "n,n,..."
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdecimal() for part in parts):
-            self.fail(f"{value!r} is not a list of whole numbers", param, ctx)
-        return tuple(map(int, parts))
 
 
 @click.command()
@@ -43,6 +39,8 @@ class Numbers(click.ParamType):
 @click.option("-r", "--repetitions", default=5, show_default=True)
 @THREADS
 @H_CYCLES
+@L_CYCLES
+@FAST
 @PROVIDER
 @WEIGHT_CACHE
 @KV_SHARE

@@ -33,7 +33,21 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # where they are n
     "json_schema": (("--json-schema",), {"metavar": "FILE|JSON"}),
     "grammar": (("--grammar",), {"metavar": "FILE", "type": FILE}),
 }
-APART = ("logprobs",)  # an option of `generate` alone
+APART = ("logprobs", "l_cycles")  # an option of `generate` alone, and one of LOADING too
+
+
+class Numbers(click.ParamType):
+    """Whole numbers joined by commas."""
+
+    name = "n,n,..."
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() for part in parts):
+            self.fail(f"{value!r} is not a list of whole numbers", param, ctx)
+        return tuple(map(int, parts))
 
 
 def _answering(name: str) -> Any:
@@ -55,6 +69,14 @@ THREADS = click.option(
     "-t", "--threads", type=int, help="Default: one per physical performance core."
 )
 H_CYCLES = click.option("--h-cycles", type=int, help="Run so many H cycles: faster, less able.")
+L_CYCLES = click.option(
+    "--l-cycles",
+    type=Numbers(),
+    help="L passes of each H cycle for an answer's tokens: faster, a little less exact.",
+)
+FAST = click.option(
+    "--fast", is_flag=True, help="Take --l-cycles and --kv-share as the bundle recommends them."
+)
 PROVIDER = click.option(
     "--provider", default="cpu", show_default=True, help="What computes: cpu, cuda, ..."
 )
@@ -75,8 +97,12 @@ KV_SHARE = click.option(
 LOADING = (
     THREADS,
     click.option("-c", "--max-context", type=int, help="Tokens of prompt and answer to hold."),
-    click.option("--draft", metavar="BUNDLE|self", help="What drafts; self is its first H cycle."),
+    click.option(
+        "--draft", metavar="BUNDLE|shallow", help="What drafts; by default shallow, where it can."
+    ),
     H_CYCLES,
+    L_CYCLES,
+    FAST,
     PROVIDER,
     WEIGHT_CACHE,
     KV_SHARE,
@@ -90,9 +116,10 @@ def load_model(path: Path, loading: Loading) -> "Model":
     from hrm_edge.fit import shortage
 
     from ..engine import load
-    from ..session.opening import as_loaded
+    from ..session.opening import as_loaded, settled
 
     bundle = Bundle.open(path, loading.verify)
+    loading = settled(bundle, loading)
     checked = not loading.strict and loading.provider == "cpu"
     if checked and (short := shortage(as_loaded(bundle, loading), loading.max_context)):
         click.echo(f"Warning: {short}", err=True)

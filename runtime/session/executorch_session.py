@@ -44,12 +44,22 @@ class ExecutorchSession:
         self.prefix = list(ids)
         return self._prefix_logits
 
-    def start(self, ids: Sequence[int]) -> np.ndarray:
+    def start(self, ids: Sequence[int], l_cycles: Sequence[int] | None = None) -> np.ndarray:
         """`prefill`, or a mere rewind where `ids` are the prefix that is held already."""
+        self.plan(l_cycles)
         if self.prefix != list(ids):
             return self.prefill(ids)
         self.length, self._cancelled = len(self.prefix), False
         return self._prefix_logits
+
+    def plan(self, l_cycles: Sequence[int] | None) -> tuple[bool, ...]:
+        """All passes. Raises HRMEdgeError for anything else."""
+        if l_cycles is not None:
+            raise HRMEdgeError(
+                "an ExecuTorch bundle runs all of its passes; l_cycles needs an ONNX bundle",
+                "l_cycles",
+            )
+        return self.manifest.model.plan()
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`, causally and one by one; logits [len(ids), V], float32."""

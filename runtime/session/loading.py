@@ -17,11 +17,15 @@ class Loading:
     threads: None leaves the choice to the engine (one per physical core). max_context: most tokens
     of prompt and answer together. verify: hash every file first. strict: refuse what by estimate
     will not fit into memory with its context full. draft: a smaller bundle with the same tokenizer
-    that drafts tokens for this one, or "self": then the model's own first H cycle drafts. h_cycles:
-    run only so many H cycles, at a loss of quality. provider: what ONNX Runtime computes with, cpu,
-    cuda or what else is installed. weight_cache: a directory to keep weights in as this machine
-    packs them, for less memory. kv_share: which passes keep keys and values in one place, at some
-    loss of quality; "none", "cycle" (the L passes of an H cycle) or "stack" (all L passes).
+    that drafts tokens for this one, or "shallow": the model's own last L pass of each H cycle,
+    which is the default where the graph can leave passes out. h_cycles: run only so many H cycles,
+    at a loss of quality. l_cycles: run only so many L passes of each H cycle for an answer's
+    tokens, at some loss of quality; all of them read the prompt. fast: take l_cycles and kv_share
+    as the bundle's manifest recommends them, where they are not given. provider: what ONNX Runtime
+    computes with, cpu, cuda or what else is installed. weight_cache: a directory to keep weights in
+    as this machine packs them, for less memory. kv_share: which passes keep keys and values in one
+    place, at some loss of quality; "none", "cycle" (the L passes of an H cycle) or "stack" (all L
+    passes).
     """
 
     threads: int | None = None
@@ -33,6 +37,8 @@ class Loading:
     provider: str = CPU
     weight_cache: Path | None = None
     kv_share: str = "none"
+    l_cycles: tuple[int, ...] | None = None
+    fast: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,21 +49,22 @@ class OnnxSession:
         if loading.weight_cache is not None:
             graph = _packed(graph, manifest, loading.weight_cache, threads, provider)
         self._session = _load(graph, threads, provider)
-        self.h_cycles = loading.h_cycles or manifest.model.H_cycles
         optional = [value.name for value in self._session.get_overridable_initializers()]
-        self._flexible = names.H_CYCLES in optional
-        if self.h_cycles < manifest.model.H_cycles and not self._flexible:
-            raise HRMEdgeError(
-                f"{path}: its graph always runs all {manifest.model.H_cycles} H cycles, not "
-                f"{self.h_cycles}; export the checkpoint again"
-            )
+        self._flexible = names.PASSES in optional
+        plan_of = manifest.model.plan
+        self._h_cycles = cycles = loading.h_cycles or manifest.model.H_cycles
+        self._all = self._plan = plan_of(h_cycles=cycles)  # what reads a prompt
+        self._usual = plan_of(loading.l_cycles, cycles)  # what decodes if nothing else is asked for
+        self._shallow = plan_of([1] * cycles, cycles)  # what drafts
+        if not (self._flexible or all(self._usual)):
+            raise _rigid(str(path), self._usual)
         self.kv_share = loading.kv_share
         self.batches = self.kv_share == "none"
         kept = manifest.model.shared_slots(self.kv_share)
         self._cache = kv_buffers(self._session, max_context, provider, kept)
-        self._binding, self._drafting = self._bound(), self._bound()
-        dtype = manifest.quantization.dtype
-        self._drafted = _Drafted([], [np.empty((0, manifest.model.hidden_size), dtype)] * 2)
+        self._binding = self._session.io_binding()
+        self._cache.bind(self._binding)
+        self._drafted = 0  # tokens behind `length` that `draft` has read
         self._mask = np.ones((1, max_context), np.int64)
         self._running = ort.RunOptions()
         self.prefix: list[int] = []
@@ -73,17 +73,31 @@ class OnnxSession:
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Forget everything and read `ids` as the prefix; logits [V] of the last position."""
         self._move_to(0)
-        self.prefix = []
+        self.prefix, self._plan = [], self._all
         self._prefix_logits = self._run(ids, keep=1)[0]
         self.prefix = list(ids)
         return self._prefix_logits
 
-    def start(self, ids: Sequence[int]) -> np.ndarray:
-        """`prefill`, or a mere rewind where `ids` are the prefix that is held already."""
+    def start(self, ids: Sequence[int], l_cycles: Sequence[int] | None = None) -> np.ndarray:
+        """`prefill`, or a mere rewind where `ids` are the prefix that is held already.
+
+        Later calls then run `l_cycles` L passes of each H cycle, see HRMTextConfig.plan.
+        """
+        plan = self.plan(l_cycles)
         if self.prefix != list(ids):
-            return self.prefill(ids)
+            self.prefill(ids)
         self._move_to(len(self.prefix))
+        self._plan = plan
         return self._prefix_logits
+
+    def plan(self, l_cycles: Sequence[int] | None) -> tuple[bool, ...]:
+        """As Session says."""
+        if l_cycles is None:
+            return self._usual
+        plan = self.manifest.model.plan(l_cycles, self._h_cycles)
+        if not (self._flexible or all(plan)):
+            raise _rigid("this bundle", plan)
+        return plan
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids`, causally; logits [len(ids), V], float32.
@@ -103,21 +117,18 @@ class OnnxSession:
 
     @property
     def can_draft(self) -> bool:
-        """Whether `draft` may be called: the graph can stop after the first of several cycles."""
-        return self._flexible and self.h_cycles > 1 and self.batches
+        """Whether `draft` may be called: the graph can leave passes out, and has some to leave."""
+        return self._flexible and self.batches and self._all != self._shallow
 
     def draft(self, ids: Sequence[int]) -> np.ndarray:
-        """Read `ids`, behind those drafted before, through the first H cycle alone.
+        """Read `ids`, behind those drafted before, through the last L pass of each H cycle alone.
 
-        Logits [len(ids), V] of the state it leaves. The next `decode` spares the drafted ids it
-        begins with that cycle; the others are forgotten, as are all at a rewind.
+        Logits [len(ids), V]. What that leaves in the cache, `decode` overwrites: it, a rewind and a
+        new prefix forget all drafts.
         """
-        assert self.can_draft and self.length > 0, (self.h_cycles, self.length)
-        past = self.length + len(self._drafted.ids)
-        inputs = self._depth(1, self._drafted.first(0))
-        outputs = (names.LOGITS, *(names.FIRST + name for name in names.STATES))
-        logits, *states = self._call(self._drafting, past, ids, inputs, outputs)
-        self._drafted = self._drafted.then(ids, states)
+        assert self.can_draft and self.length > 0, (self._plan, self.length)
+        logits = self._call(self.length + self._drafted, ids, self._shallow, keep=0)
+        self._drafted += len(ids)
         return logits
 
     def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
@@ -135,83 +146,43 @@ class OnnxSession:
         self._running.terminate = True
 
     def _move_to(self, length: int) -> None:
-        self.length, self._drafted = length, self._drafted.none()
+        self.length, self._drafted = length, 0
 
     def _run(self, ids: Sequence[int], keep: int) -> np.ndarray:
-        inputs = {names.LOGITS_TO_KEEP: np.array([keep], np.int64)}
-        inputs |= self._depth(self.h_cycles, self._drafted.shared_with(ids))
-        (logits,) = self._call(self._binding, self.length, ids, inputs, (names.LOGITS,))
+        logits = self._call(self.length, ids, self._plan, keep)
         self._move_to(self.length + len(ids))
         return logits
 
-    def _depth(self, h_cycles: int, drafted: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The optional inputs of a graph of flexible depth; `drafted` states [P, D]."""
-        if not self._flexible:
-            return {}
-        states = {names.DRAFTED + n: z[None] for n, z in zip(names.STATES, drafted, strict=True)}
-        return {names.H_CYCLES: np.array([h_cycles], np.int64)} | states
-
-    def _bound(self) -> ort.IOBinding:
-        binding = self._session.io_binding()
-        self._cache.bind(binding)
-        return binding
-
-    def _call(
-        self,
-        binding: ort.IOBinding,
-        past: int,
-        ids: Sequence[int],
-        optional: dict[str, np.ndarray],
-        outputs: Sequence[str],
-    ) -> list[np.ndarray]:
-        """Run `ids` behind `past` tokens; what the graph gives as `outputs`, without its batch."""
-        total = past + len(ids)
+    def _call(self, past: int, ids: Sequence[int], plan: tuple[bool, ...], keep: int) -> np.ndarray:
+        """Run the passes of `plan` on `ids` behind `past` tokens; logits [kept, V]."""
+        total, binding = past + len(ids), self._binding
         assert len(ids) > 0 and total <= self.max_context, (len(ids), total, self.max_context)
+        optional = {names.LOGITS_TO_KEEP: np.array([keep], np.int64)}
+        if self._flexible:
+            optional[names.PASSES] = np.array(plan)
         binding.bind_cpu_input(names.INPUT_IDS, np.array([ids], np.int64))
         binding.bind_cpu_input(names.ATTENTION_MASK, self._mask[:, :total])
         for name, array in optional.items():  # the binding has no NodeArg of them: OrtValues only
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for name in outputs:
-            binding.bind_output(name)
-        self._compute(binding)
-        return [value.numpy()[0] for value in binding.get_outputs()[-len(outputs) :]]
+        binding.bind_output(names.LOGITS)
+        self._compute()
+        return binding.get_outputs()[-1].numpy()[0]
 
-    def _compute(self, binding: ort.IOBinding) -> None:
+    def _compute(self) -> None:
         self._running = ort.RunOptions()
         try:
-            self._session.run_with_iobinding(binding, self._running)
+            self._session.run_with_iobinding(self._binding, self._running)
         except Exception:  # onnxruntime's exceptions share no public base
             if self._running.terminate:
                 raise Cancelled("the answer was cancelled") from None
             raise
 
 
-@dataclass(frozen=True)
-class _Drafted:
-    """Ids behind the sequence that went through the first H cycle alone, and its states [n, D]."""
-
-    ids: list[int]
-    states: list[np.ndarray]  # z_H, z_L
-
-    def first(self, count: int) -> list[np.ndarray]:
-        """The states of the first `count` ids."""
-        return [state[:count] for state in self.states]
-
-    def none(self) -> "_Drafted":
-        """Nothing drafted."""
-        return _Drafted([], self.first(0))
-
-    def then(self, ids: Sequence[int], states: list[np.ndarray]) -> "_Drafted":
-        """These and `ids` with `states` behind them."""
-        joined = [np.concatenate(pair) for pair in zip(self.states, states, strict=True)]
-        return _Drafted([*self.ids, *ids], joined)
-
-    def shared_with(self, ids: Sequence[int]) -> list[np.ndarray]:
-        """The states of what `ids` begin with; one id at least is left for the graph to read."""
-        same = 0
-        while same < min(len(self.ids), len(ids) - 1) and self.ids[same] == ids[same]:
-            same += 1
-        return self.first(same)
+def _rigid(which: str, plan: Sequence[bool]) -> HRMEdgeError:
+    return HRMEdgeError(
+        f"{which}: its graph always runs all {len(plan)} passes, not {sum(plan)} of them; export "
+        "the checkpoint again"
+    )
 
 
 def _load(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:

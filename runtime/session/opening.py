@@ -15,6 +15,7 @@ DEFAULT = Loading()
 
 def open_session(bundle: Bundle, loading: Loading = DEFAULT) -> Session:
     """A session over `bundle`. Raises HRMEdgeError if it cannot be run so, or does not fit."""
+    loading = settled(bundle, loading)
     bundle = as_loaded(bundle, loading)
     manifest, room = bundle.manifest, memory.available() if loading.provider == CPU else None
     if manifest.target == "onnx":
@@ -38,6 +39,8 @@ def _refuse_what_executorch_lacks(bundle: Bundle, loading: Loading) -> None:
         "--weight-cache": loading.weight_cache is not None,
         "--draft": loading.draft is not None,
         "--kv-share": loading.kv_share != "none",
+        "--l-cycles": loading.l_cycles is not None,
+        "--fast": loading.fast,
     }
     given = [option for option, asked in lacks.items() if asked]
     if given:
@@ -47,11 +50,31 @@ def _refuse_what_executorch_lacks(bundle: Bundle, loading: Loading) -> None:
         )
 
 
+def settled(bundle: Bundle, loading: Loading) -> Loading:
+    """`loading` with what `fast` stands for in this bundle. Raises HRMEdgeError if that is unknown.
+
+    What is given explicitly stays.
+    """
+    if not loading.fast or bundle.manifest.target != "onnx":
+        return loading
+    found = bundle.manifest.quality.get("fast", {}).get("recommended")
+    if found is None:
+        raise HRMEdgeError(
+            f"{bundle.path}: no plan was measured at its export, so --fast has nothing to take; "
+            "give --l-cycles or --kv-share, or export it again",
+            "fast",
+        )
+    plan = found["l_cycles"] if loading.l_cycles is None else loading.l_cycles
+    share = found["kv_share"] if loading.kv_share == "none" else loading.kv_share
+    return replace(loading, l_cycles=plan and tuple(plan), kv_share=share, fast=False)
+
+
 def as_loaded(bundle: Bundle, loading: Loading) -> Bundle:
     """`bundle` as `loading` has it: fewer cycles and shared slots take fewer bytes a token.
 
-    Raises HRMEdgeError for slots that cannot be shared.
+    Raises HRMEdgeError for slots that cannot be shared, and for a plan that cannot be.
     """
+    bundle.manifest.model.plan(loading.l_cycles, loading.h_cycles)
     manifest, share = bundle.manifest, loading.kv_share
     cache = manifest.kv_cache
     if share != "none" and manifest.target == "onnx":
@@ -72,9 +95,5 @@ def at_depth(bundle: Bundle, h_cycles: int | None) -> Bundle:
     most, cache = bundle.manifest.model.H_cycles, bundle.manifest.kv_cache
     if h_cycles is None:
         return bundle
-    if not 1 <= h_cycles <= most:
-        raise HRMEdgeError(
-            f"h_cycles is {h_cycles}, expected 1 to {most} (the model's H_cycles)", "h_cycles"
-        )
     cache = replace(cache, bytes_per_token=cache.bytes_per_token * h_cycles // most)
     return replace(bundle, manifest=replace(bundle.manifest, kv_cache=cache))

@@ -25,8 +25,18 @@ class Session(Protocol):
         """Start anew with the bidirectional prefix `ids`; logits [V] of its last position."""
         ...
 
-    def start(self, ids: Sequence[int]) -> np.ndarray:
-        """`prefill`, without computing anything where `ids` are the prefix that is held already."""
+    def start(self, ids: Sequence[int], l_cycles: Sequence[int] | None = None) -> np.ndarray:
+        """`prefill`, without computing anything where `ids` are the prefix that is held already.
+
+        Later calls then run the passes of `plan(l_cycles)`.
+        """
+        ...
+
+    def plan(self, l_cycles: Sequence[int] | None) -> tuple[bool, ...]:
+        """Which passes an answer's tokens take with so many L passes in each H cycle.
+
+        None: as loaded. Raises HRMEdgeError for a plan that this session cannot run.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:

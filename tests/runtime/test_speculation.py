@@ -29,7 +29,7 @@ def model(shared_bundle: Path) -> Model:
 @pytest.fixture(params=[1, 3, 7])
 def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts of this length whenever a drafter has a guess, whether they pay or not."""
-    monkeypatch.setattr(Pace, "length", lambda self, limit: min(request.param, limit))
+    monkeypatch.setattr(Pace, "promise", lambda self, limit: (min(request.param, limit), 1.0))
 
 
 @pytest.mark.usefixtures("always")
@@ -96,7 +96,11 @@ class Toy:
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         raise NotImplementedError
 
-    start = prefill
+    def start(self, ids: Sequence[int], l_cycles: Sequence[int] | None = None) -> np.ndarray:
+        raise NotImplementedError
+
+    def plan(self, l_cycles: Sequence[int] | None) -> tuple[bool, ...]:
+        raise NotImplementedError
 
     def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
@@ -115,7 +119,7 @@ class Toy:
 class Guesser:
     """Proposes 1, 2, 1, 2, ... whatever came before."""
 
-    name, free, resumed, trust = "guesser", True, False, 1.0
+    name, cost, trust = "guesser", 0.0, 1.0
 
     def propose(self, answer: Sequence[int], most: int) -> list[int]:
         return [1 + i % 2 for i in range(most)]
@@ -123,7 +127,7 @@ class Guesser:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_samples_keep_their_distribution(temperature: float, monkeypatch) -> None:
-    monkeypatch.setattr(Pace, "length", lambda self, limit: min(3, limit))
+    monkeypatch.setattr(Pace, "promise", lambda self, limit: (min(3, limit), 1.0))
     settings, count, drawn, tally = (temperature, 0, 0.95, 0.0), 5_000, Counter(), None
     sample = make_sampler(*settings, seed=11)
     for _ in range(count):
@@ -174,7 +178,7 @@ def test_a_drafter_that_is_wrong_is_soon_left_out_and_comes_back_when_right() ->
         pace.learn([1, 2, 1], [0])
         wrong += 1
     assert wrong <= 20
-    assert pace.propose([], 10)[1] == 0
+    assert pace.offer([], 10).worth == 0
     for _ in range(20):  # guesses are scored though they are not used
         pace.learn([1, 2, 1], [1])
     assert pace.length() > 0
@@ -189,6 +193,27 @@ def test_the_length_follows_the_measured_times() -> None:
     pace = Pace(Guesser(), step)
     pace.learn([1, 2], [1, 0])
     assert pace.length() == 3
+
+
+class Costly(Guesser):
+    """As right as the guesser, at half a call a token."""
+
+    name, cost, trust = "costly", 0.5, 0.98
+
+
+def test_the_drafter_that_promises_most_drafts() -> None:
+    learned = timed({1: 0.1, 2: 0.11, 3: 0.12, 4: 0.13})
+    sure, doubtful = Pace(Costly(), learned), Pace(Guesser(), learned)
+    toy = Verifier(Toy(), make_chooser(make_sampler(0, 0, 1, 0, None), []), 9, (), [doubtful, sure])
+    assert doubtful.offer([0], 8).rate > sure.offer([0], 8).rate > 0
+    assert toy._draft([0])[0][1] == []  # what costs is not asked for a guess that is not used
+    for _ in range(8):
+        doubtful.learn([1, 2], [0])
+    assert doubtful.offer([0], 8).rate < sure.offer([0], 8).rate
+    guesses, draft = toy._draft([0])
+    assert draft == guesses[1] == [1, 2, 1, 2, 1, 2, 1, 2][: sure.offer([0], 8).worth]
+    learned.drafted(Costly(), 1.0)  # now measured: ten calls a token
+    assert sure.offer([0], 8).worth == 0
 
 
 def test_calls_are_timed_by_the_best_of_the_last_few() -> None:
@@ -225,7 +250,7 @@ def test_a_model_drafts_for_another_with_the_same_tokenizer(
 ) -> None:
     alone = load(shared_bundle, threads=1, max_context=128)
     expected = {p: alone.generate(p, max_tokens=40, speculate=False).tokens for p in PROMPTS}
-    monkeypatch.setattr(Pace, "length", lambda self, limit: min(3, limit))
+    monkeypatch.setattr(Pace, "promise", lambda self, limit: (min(3, limit), 1.0))
     monkeypatch.setattr("hrm_edge.runtime.engine.lookups", lambda ids, learned: [])
     twin = load(shared_bundle, threads=1, max_context=128, draft=shared_bundle)
     for prompt, tokens in expected.items():

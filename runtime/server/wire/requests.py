@@ -101,6 +101,7 @@ def _common(model: str) -> list[Field]:
         ("condition", str | None, None),
         ("logit_bias", _bound(biases, max_length=1000) | None, None),
         ("stop", stop | _bound(list[stop], max_length=MOST_STOPS) | None, None),
+        ("l_cycles", _bound(list[_bound(int, ge=1, le=1000)], min_length=1) | None, None),
         ("regex", LINE | None, None),
         ("grammar", LINE | None, None),
         ("response_format", Plain | JsonObject | JsonSchema | None, None),

@@ -75,7 +75,7 @@ def test_nothing_but_logits_and_kv_scales_is_float32(
     kinds = {output.name: output.type.tensor_type.elem_type for output in graph.output}
     assert kinds["logits"] == onnx.TensorProto.FLOAT
     assert bundle.manifest.quantization.dtype == "float16"
-    plain, drafted = load(bundle.path, threads=1), load(bundle.path, threads=1, draft="self")
+    plain, drafted = load(bundle.path, threads=1), load(bundle.path, threads=1, draft="shallow")
     answers = [model.generate("Hi there", max_tokens=12).tokens for model in (plain, drafted)]
     assert answers[0] == answers[1]
 

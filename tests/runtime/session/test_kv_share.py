@@ -1,25 +1,22 @@
 """Passes that share cache slots: what the graph then computes, in numpy; memory; refusals."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hrm_edge import names
 from hrm_edge.bundle import Bundle, KVCache
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
-from hrm_edge.export.reference.forward import rms_norm, rotate_half
 from hrm_edge.fit import need
-from hrm_edge.numerics import rotary
 from hrm_edge.runtime import load
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.session.opening import as_loaded, open_session
-from references import prompt
+from references import Recurrence, prompt
 from tiny_models import Shape, write_model
 
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
@@ -41,61 +38,10 @@ def quantized(model: Path) -> Bundle:
     return export(model, model.with_name("int4"), gate=None)
 
 
-class Shared:
-    """The model in numpy, a call at a time, over caches by the slot that is kept."""
-
-    def __init__(self, checkpoint: Checkpoint, kv_share: str) -> None:
-        self.config, self.read = checkpoint.config, checkpoint.float32
-        self.kept = self.config.shared_slots(kv_share)
-        self.caches: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.length = 0
-
-    def call(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits [len(ids), V]; the first call is the prefix."""
-        c, tables = self.config, rotary(self.config, self.length + len(ids))
-        self.cos, self.sin = (x[self.length :, None] for x in tables)
-        z_h = self.read(names.EMBEDDING)[list(ids)] * np.float32(c.embedding_scale)
-        z_l = np.broadcast_to(self.read(names.Z_L_INIT), z_h.shape)
-        for turn, stack in enumerate(c.passes):
-            if stack == "L":
-                z_l = self._pass(stack, turn, z_l + z_h)
-            else:
-                z_h = self._pass(stack, turn, z_h + z_l)
-        self.length += len(ids)
-        return z_h @ self.read(names.HEAD).T
-
-    def _pass(self, stack: str, turn: int, x: np.ndarray) -> np.ndarray:
-        c = self.config
-
-        def weight(part: str) -> np.ndarray:
-            return self.read(names.linear(stack, layer, part)).T
-
-        for layer in range(c.layers_per_stack):
-            gate, *qkv = np.split(rms_norm(x, c.rms_norm_eps) @ weight(names.GQKV), 4, axis=-1)
-            q, k, v = (part.reshape(len(x), -1, c.head_dim) for part in qkv)
-            q, k = (rotate_half(part, self.cos, self.sin) for part in (q, k))
-            mixed = self._attend(self.kept[turn * c.layers_per_stack + layer], q, k, v)
-            x = x + (mixed / (1 + np.exp(-gate))) @ weight(names.OUT)
-            gate, up = np.split(rms_norm(x, c.rms_norm_eps) @ weight(names.GATE_UP), 2, axis=-1)
-            x = x + (gate / (1 + np.exp(-gate)) * up) @ weight(names.DOWN)
-        return rms_norm(x, c.rms_norm_eps)
-
-    def _attend(self, slot: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        past = self.caches.get(slot, (k[:0], v[:0]))
-        keys, values = (
-            np.concatenate([old[: self.length], new]) for old, new in zip(past, (k, v), strict=True)
-        )
-        self.caches[slot] = (keys, values)
-        scores = np.einsum("qhd,khd->hqk", q, keys) * self.config.head_dim**-0.5
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
-        return np.einsum("hqk,khd->qhd", shares, values).reshape(len(q), -1)
-
-
 @pytest.mark.parametrize("kv_share", ["none", "cycle", "stack"])
 def test_the_graph_computes_what_sharing_means(model: Path, bundle: Bundle, kv_share: str) -> None:
     session = open_session(bundle, Loading(threads=1, kv_share=kv_share))
-    reference = Shared(Checkpoint.open(model), kv_share)
+    reference = Recurrence(Checkpoint.open(model), kv_share)
     ids, answer = prompt(17, 0), prompt(6, 1)
     expected = [reference.call(ids)[-1], *(reference.call([token])[0] for token in answer)]
     found = [session.prefill(ids), *session.decode(answer)]  # one by one inside, where shared
@@ -189,6 +135,6 @@ def test_from_the_command_line(
     code, _, err = run_cli("generate", quantized.path, "Hi", "--kv-share", "cycle", "--h-cycles", 1)
     assert code == 1 and "give one of them" in err
     code, _, err = run_cli(
-        "generate", quantized.path, "Hi", "--kv-share", "cycle", "--draft", "self"
+        "generate", quantized.path, "Hi", "--kv-share", "cycle", "--draft", "shallow"
     )
-    assert code == 1 and "kv_share is cycle and draft self; give one of them" in err
+    assert code == 1 and "kv_share is cycle and draft shallow; give one of them" in err
