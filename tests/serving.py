@@ -79,7 +79,7 @@ class SlowSession:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
 
-    def start(self, ids: Sequence[int]) -> np.ndarray:
+    def start(self, ids: Sequence[int], l_cycles: Sequence[int] | None = None) -> np.ndarray:
         self.calls = 0
         self._wait()
         return self.session.start(ids)

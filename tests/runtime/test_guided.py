@@ -86,7 +86,7 @@ def test_a_lark_grammar_is_kept_to(model: Model) -> None:
 def test_drafting_does_not_change_constrained_samples(
     model: Model, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pace, "length", lambda self, limit: min(length, limit))
+    monkeypatch.setattr(Pace, "promise", lambda self, limit: (min(length, limit), 1.0))
     for seed in range(8):
         options = {"json_schema": json.dumps(SCHEMAS[0]), "temperature": 1.0, "seed": seed}
         drafted = model.generate('{"name": "aaa"}', max_tokens=80, **options)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.export import export
+from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import Model, load
 from hrm_edge.runtime.sampling import candidates, make_chooser, make_sampler
 from hrm_edge.runtime.speculation import Experience, Pace, PromptLookup, Verifier, lookups
@@ -43,8 +43,18 @@ def test_greedy_answers_are_equal_token_by_token(model: Model, prompt: str) -> N
     assert stats.calls + stats.accepted == len(drafted.tokens) - 1
 
 
+@pytest.fixture(scope="module")
+def exact(shared_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """In float32: where weights or cache are rounded, a call of several tokens may round otherwise
+    (in the last place of a sum, which now and then is another int8), and so shift a draw."""
+    recipe = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
+    out = tmp_path_factory.mktemp("exact") / "bundle"
+    return load(export(shared_checkpoint, out, recipe=recipe, gate=None), threads=1)
+
+
 @pytest.mark.usefixtures("always")
-def test_samples_with_all_options_are_equal_seed_by_seed(model: Model) -> None:
+def test_samples_with_all_options_are_equal_seed_by_seed(exact: Model) -> None:
+    model = exact
     options = {"temperature": 0.3, "top_p": 0.9, "frequency_penalty": 0.2, "logprobs": 2}
     accepted = 0
     for seed in range(6):
