@@ -26,7 +26,7 @@ from benchmarks.hrm_tiny_release import SHIPPED
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.export import Recipe, export
 from hrm_edge.export.evaluate.report import batches, predict, reader
-from hrm_edge.export.evaluate.run_onnx import Runner
+from hrm_edge.export.evaluate.run_onnx import Loaded, Runner
 from hrm_edge.export.evaluate.sources import Source, present
 from hrm_edge.export.recipe import GPTQ, HQQ, RTN, Calibration
 from hrm_edge.export.reference.figures import Figures, Tally
@@ -197,7 +197,7 @@ class Bench:
 
     def _onnxruntime(self, path: Path) -> Figures:
         longest = max(len(sample.inputs) for sample in self.samples)
-        return self.figures(Runner(path, longest, threads=1).logits)
+        return self.figures(Runner(Loaded.open(path, threads=1), longest).logits)
 
     def _causal(self, path: Path) -> Figures:
         """Our bundle as llama.cpp would run it, which only the numpy model can."""

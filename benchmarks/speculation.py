@@ -12,9 +12,10 @@ and decodes it in every way, one after the other. Texts are of two kinds:
   drawn is read off the text, as if the model had chosen it. A model of a million parameters cannot
   edit code, and how fast a copy goes does not depend on who wants it.
 
-The default is prompt lookup alone. `first cycle` (--draft self) and `draft model` draft with
-nothing else here, and only where the model chose the answer itself. At XL shape the draft model is
-hrm-tiny, which is nearly always right there: an upper bound, not a typical draft model. llama.cpp
+The default is prompt lookup and `shallow`, the model's own last L pass of each cycle; both drafters
+are measured alone too. `shallow` and `draft model` draft only where the model chose the answer
+itself. At XL shape the draft model is hrm-tiny, which is nearly always right there: an upper bound,
+not a typical draft model. llama.cpp
 decodes tokens of the same texts one by one, as it does without a draft.
 """
 
@@ -48,8 +49,8 @@ from hrm_edge.runtime.session.protocol import Session
 from hrm_edge.runtime.speculation import (
     DraftModel,
     Experience,
-    FirstCycle,
     Pace,
+    Shallow,
     Tally,
     Verifier,
     lookups,
@@ -69,7 +70,7 @@ PROSE = (
     "Rain fell on the harbour before dawn, and two boats left anyway. Old maps call this place a "
     "port; nobody younger than sixty does. What keeps it alive is a ferry, some goats, one school."
 )
-PLAIN, LLAMACPP = "plain", "llama.cpp, greedy"
+PLAIN, DEFAULT, LLAMACPP = "plain", "lookup and shallow (default)", "llama.cpp, greedy"
 
 
 @dataclass(frozen=True)
@@ -211,10 +212,14 @@ class Ours:
         """How to decode, by name: the drafters of each."""
         found: dict[str, Way] = {PLAIN: lambda ids, learned: [], "prompt lookup": lookups}
         if not workload.played:
-            found["first cycle"] = lambda ids, learned: [Pace(FirstCycle(self.session), learned)]
+            found["shallow"] = lambda ids, learned: [self._shallow(learned)]
+            found[DEFAULT] = lambda ids, learned: [*lookups(ids, learned), self._shallow(learned)]
             if (draft := self.draft) is not None:
                 found["draft model"] = lambda ids, learned: [Pace(DraftModel(draft, ids), learned)]
         return found
+
+    def _shallow(self, learned: Experience) -> Pace:
+        return Pace(Shallow(self.session, self.ends), learned)
 
     def decode(self, way: str, workload: Workload, text: Text) -> tuple[Counts, list[int]]:
         """Decode one text and time it, from the prefix's logits to the last token."""

@@ -92,6 +92,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--eval-data", type=FILE, help="JSONL to measure quality on.")
 @click.option("--max-kl", type=float, help="Refuse above this mean KL divergence (nats).")
 @click.option("--min-top1", type=float, help="Refuse below this share of equal top tokens (0-1).")
+@click.option("--fast-kl", type=float, help="Most KL divergence of the plan that --fast takes.")
+@click.option("--fast-top1", type=float, help="Least share of equal top tokens of that plan (0-1).")
 @click.option("--sources/--no-sources", default=None, help="Measure each source of error alone.")
 @click.option("--no-report", is_flag=True, help="Do not measure the quality.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -106,6 +108,8 @@ def command(
     eval_data: Path | None,
     max_kl: float | None,
     min_top1: float | None,
+    fast_kl: float | None,
+    fast_top1: float | None,
     sources: bool | None,
     no_report: bool,
     force: bool,
@@ -117,9 +121,13 @@ def command(
     from .evaluate.report import Gate
 
     chosen = _target(target, options)
-    gate = Gate(eval_data, max_kl, min_top1, sources=sources)
-    if no_report and gate.demands:
-        raise click.UsageError("--max-kl and --min-top1 need the report; leave out --no-report")
+    if (fast_kl, fast_top1) != (None, None) and target != "onnx":
+        raise click.UsageError(f"--fast-kl and --fast-top1 are for -t onnx, not {target}")
+    gate = Gate(eval_data, max_kl, min_top1, sources=sources, fast_kl=fast_kl, fast_top1=fast_top1)
+    if no_report and (gate.demands or (fast_kl, fast_top1) != (None, None)):
+        raise click.UsageError(
+            "--max-kl, --min-top1, --fast-kl and --fast-top1 need the report; leave out --no-report"
+        )
     bundle = export(
         checkpoint,
         out,

@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from hrm_edge.config import KV_SHARES
+from hrm_edge.number_list import Numbers
+
 
 @click.command(name="eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -15,6 +18,10 @@ import click
 @click.option("--samples", type=click.IntRange(1), help="Use only so many lines.")
 @click.option("--max-kl", type=float, help="Fail above this mean KL divergence (nats).")
 @click.option("--min-top1", type=float, help="Fail below this share of equal top tokens (0 to 1).")
+@click.option("--l-cycles", type=Numbers(), help="L passes of each H cycle for the answers.")
+@click.option(
+    "--kv-share", type=click.Choice(KV_SHARES), default="none", help="Which passes share slots."
+)
 @click.option("--sources/--no-sources", default=True, help="Measure each source of error alone.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG: error by layer and pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -25,6 +32,8 @@ def command(
     samples: int | None,
     max_kl: float | None,
     min_top1: float | None,
+    l_cycles: tuple[int, ...] | None,
+    kv_share: str,
     sources: bool,
     plot: Path | None,
     as_json: bool,
@@ -33,10 +42,11 @@ def command(
 
     Without --reference it needs nothing beyond the device runtime.
     """
-    from .report import Gate, evaluate
+    from .report import Decoding, Gate, evaluate
 
     gate = Gate(data, max_kl, min_top1, sources=sources)
-    quality = evaluate(bundle, gate, reference, samples, plot)
+    how = Decoding(l_cycles, kv_share)
+    quality = evaluate(bundle, gate, reference, samples, plot, how)
     if as_json:
         click.echo(json.dumps(quality, indent=2))
     else:
@@ -55,4 +65,22 @@ def quality_lines(quality: Mapping[str, Any]) -> list[str]:
     for name, f in rows.items():
         against = f"{f['kl_mean']:9.5f}{f['kl_p99']:9.4f}{f['top1']:8.1%}" if "top1" in f else ""
         lines.append(f"{name:15}{against:26}{f['perplexity']:12.3f}{f['exact_match']:13.1%}")
+    if "states" in quality:
+        turned = ", ".join(f"{1 - cosine:.1e}" for cosine in quality["states"])
+        lines.append(f"states, 1 - cosine by pass: {turned}")
+    return lines + (_plan_lines(quality["fast"]) if quality.get("fast") else [])
+
+
+def _plan_lines(fast: Mapping[str, Any]) -> list[str]:
+    """What fewer passes and shared slots cost, and which of them --fast takes."""
+    head = f"{fast['answers']} answers of the bundle, {fast['tokens']} tokens, the longest "
+    lines = [head + f"{fast['longest']}", "--l-cycles  --kv-share  passes  cache"]
+    lines[-1] += "  mean KL   top-1  same answers  exact match"
+    for row in fast["plans"]:
+        plan, share = ",".join(map(str, row["l_cycles"])), row["kv_share"]
+        mark = "  <- --fast" if fast["recommended"].items() <= row.items() else ""
+        lines.append(
+            f"{plan:10}  {share:10}{row['work']:8.0%}{row['memory']:7.0%}{row['kl_mean']:9.5f}"
+            f"{row['top1']:8.1%}{row['same_answers']:14.1%}{row['exact_match']:13.1%}{mark}"
+        )
     return lines

@@ -1,8 +1,8 @@
 """Where the error of a quantized model is made: a picture by layer and pass.
 
-The error of a state is |x - x0| / |x0| over the residual stream after a layer, x0 being the
-original's. What a layer adds to it over the layers and passes is how the damage grows; the jump
-back at each stack's exit is MagicNorm's.
+What a layer adds to the error of the residual stream, over the layers and passes, is how the damage
+grows; the jump back at each stack's exit is MagicNorm's. Below it, what each pass leaves: how far
+the carried state has turned away from the original's.
 """
 
 from collections.abc import Sequence
@@ -11,43 +11,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hrm_edge.config import HRMTextConfig
-from hrm_edge.samples import Sample
-
-from ..reference.forward import Batch, Read, States, Variant, forward
+from .states import StateErrors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def residual_errors(
-    config: HRMTextConfig, read: Read, samples: Sequence[Sample], variants: Sequence[Variant]
-) -> np.ndarray:
-    """Relative error [variants, passes, layers] of each variant's residuals."""
-    shape = (len(variants), len(config.passes), config.layers_per_stack)
-    off, size = np.zeros(shape), np.zeros(shape[1:])
-
-    def watch(turn: int, layer: int, residuals: States) -> None:
-        original, *others = residuals
-        size[turn, layer] += float(np.square(original).sum())
-        for i, x in enumerate(others):
-            off[i, turn, layer] += float(np.square(x - original).sum())
-
-    forward(config, read, Batch.of(samples, config.prefix_lm), [Variant(), *variants], watch)
-    return np.sqrt(off / size)
-
-
-def plot(errors: np.ndarray, names: Sequence[str], passes: Sequence[str], out: Path) -> None:
-    """Draw `errors` as curves over all layers in order, a line for each name, into `out`."""
+def plot(found: StateErrors, names: Sequence[str], passes: Sequence[str], out: Path) -> None:
+    """Draw errors as curves over all layers, and 1 - cosine by pass, a line for each name."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots()
-    layers = errors.shape[2]
-    for name, found in zip(names, errors, strict=True):
-        axes.plot(np.arange(1, found.size + 1), found.reshape(-1), marker=".", label=name)
-    _mark_passes(axes, passes, layers)
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes, below = figure.subplots(2, height_ratios=[5, 3])
+    layers = found.errors.shape[2]
+    for name, errors, cosines in zip(names, found.errors, found.cosines, strict=True):
+        axes.plot(np.arange(1, errors.size + 1), errors.reshape(-1), marker=".", label=name)
+        middles = np.arange(len(passes)) * layers + (layers + 1) / 2
+        below.plot(middles, np.maximum(1 - cosines, 1e-9), marker=".", label=name)
+    for each in (axes, below):
+        _mark_passes(each, passes, layers)
     axes.set(ylabel="relative error of the residual stream", yscale="log")
+    below.set(ylabel="1 - cosine of the state", yscale="log")
     axes.legend(frameon=False)
     figure.savefig(out, dpi=120)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hrm_edge.bundle import Bundle
+from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import writing
 from hrm_edge.names import ONNX_MODEL, TOKENIZER
@@ -22,9 +23,9 @@ from hrm_edge.pte import Unavailable
 from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 
 from ..reference.figures import Figures, Tally
-from ..reference.forward import Batch, Variant
+from ..reference.forward import Batch, Variant, forward
 from ..reference.predict import batches, is_small, predict, reader
-from . import run_executorch, run_onnx
+from . import plans, run_executorch, run_onnx
 
 if TYPE_CHECKING:
     from hrm_edge.checkpoint import Checkpoint
@@ -35,10 +36,23 @@ RUNNABLE = ("onnx", "executorch")
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How an answer is read: so many L passes in each H cycle, and which slots they share."""
+
+    l_cycles: tuple[int, ...] | None = None
+    kv_share: str = "none"
+
+
+EXACT = Decoding()
+
+
+@dataclass(frozen=True)
 class Gate:
     """What `export` measures and demands. `tokens` of the prompts are used (None: by model size).
 
     sources: whether each source of error is measured alone (None: where the model is small).
+    fast_kl, fast_top1: the same limits for the plan that --fast takes (see plans.py); plans are
+    measured where the model is small, or one of these is given.
     max_kl: the most mean KL divergence in nats; min_top1: the least share of equal top tokens.
     """
 
@@ -47,12 +61,25 @@ class Gate:
     min_top1: float | None = None
     tokens: int | None = None
     sources: bool | None = None
+    fast_kl: float | None = None
+    fast_top1: float | None = None
 
     def __post_init__(self) -> None:
+        self.fast  # noqa: B018, checks both
         if self.max_kl is not None and not self.max_kl >= 0:
             raise HRMEdgeError(f"max_kl is {self.max_kl}, expected nats of 0 or more")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:
             raise HRMEdgeError(f"min_top1 is {self.min_top1}, expected a share from 0 to 1")
+
+    @property
+    def fast(self) -> plans.Limits:
+        """What a recommended plan must hold."""
+        given = {"max_kl": self.fast_kl, "min_top1": self.fast_top1}
+        return plans.Limits(**{name: value for name, value in given.items() if value is not None})
+
+    def wants_plans(self, config: HRMTextConfig) -> bool:
+        """Whether to measure plans for a model of this size."""
+        return is_small(config) or self.fast_kl is not None or self.fast_top1 is not None
 
     @property
     def demands(self) -> bool:
@@ -93,6 +120,8 @@ def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, An
             measured = measure(checkpoint, bundle, samples, gate.sources)
     except Unavailable as error:
         return {"skipped": str(error).removeprefix(f"{bundle.path}/")}
+    if target == "onnx" and any(config.skippable) and gate.wants_plans(config):
+        measured |= {"fast": plans.measure_plans(bundle, samples, gate.fast)}
     return {"data": name, "samples": len(samples), "tokens": _count(samples)} | measured
 
 
@@ -102,10 +131,12 @@ def evaluate(
     reference: Path | None = None,
     most: int | None = None,
     plot: Path | None = None,
+    how: Decoding = EXACT,
 ) -> dict[str, Any]:
     """The same figures later: of the bundle at `path`, against the checkpoint `reference` if given.
 
-    `most` samples are used; `plot` names a PNG to draw (see error_plot). Raises HRMEdgeError for a
+    `most` samples are used; `plot` names a PNG to draw (see error_plot); `how` the bundle reads
+    answers, which changes its own figures alone. Raises HRMEdgeError for a
     target that cannot be run here, another architecture, or data without a usable line.
     """
     bundle = Bundle.open(path)
@@ -123,7 +154,7 @@ def evaluate(
             raise HRMEdgeError(
                 "max_kl, min_top1 and plot need the original: --reference CHECKPOINT"
             )
-        return about | {"bundle": _alone(bundle, samples)}
+        return about | {"bundle": _alone(bundle, samples, how)}
     from hrm_edge.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(reference)
@@ -131,14 +162,15 @@ def evaluate(
         raise HRMEdgeError(f"{reference}: its tensors are not those that {path} was made from")
     if plot is not None:
         _plot(checkpoint, bundle, samples, plot)
-    return about | measure(checkpoint, bundle, samples, gate.sources is not False)
+    return about | measure(checkpoint, bundle, samples, gate.sources is not False, how)
 
 
 def _plot(checkpoint: "Checkpoint", bundle: Bundle, samples: Sequence[Sample], out: Path) -> None:
     from ..quantize.rotation import as_stored
     from ..to_onnx.stored import StoredModel
-    from .error_plot import plot, residual_errors
+    from .error_plot import plot
     from .sources import Source, present
+    from .states import StateErrors
 
     if bundle.manifest.target != "onnx":
         raise HRMEdgeError(f"{bundle.path}: only an ONNX bundle's errors can be plotted")
@@ -148,14 +180,16 @@ def _plot(checkpoint: "Checkpoint", bundle: Bundle, samples: Sequence[Sample], o
         raise HRMEdgeError(f"{bundle.path}: nothing in it is quantized, nothing to plot")
     variants = [Source(stored, source) for source in sources] + [Source(stored, *sources)]
     read = reader(as_stored(checkpoint, bundle.manifest))
-    part = next(batches(samples))
-    errors = residual_errors(checkpoint.config, read, part, variants)
+    batch = Batch.of(next(batches(samples)), checkpoint.config.prefix_lm)
+    found = StateErrors(checkpoint.config, len(variants))
+    forward(checkpoint.config, read, batch, [Variant(), *variants], found)
     with writing(out):
-        plot(errors, [*sources, "all"], checkpoint.config.passes, out)
+        plot(found, [*sources, "all"], checkpoint.config.passes, out)
 
 
-def _alone(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, float]:
-    predicted, tally = runner(bundle, max(len(sample.inputs) for sample in samples)), Tally()
+def _alone(bundle: Bundle, samples: Sequence[Sample], how: Decoding) -> dict[str, float]:
+    longest, tally = max(len(sample.inputs) for sample in samples), Tally()
+    predicted = runner(bundle, longest, how)
     for sample in track(samples, "evaluate"):
         tally.add(predicted(sample), np.array(sample.answer), [len(sample.answer)])
     return _shown(tally.figures())
@@ -166,14 +200,17 @@ def measure(
     bundle: Bundle,
     samples: Sequence[Sample],
     alone: bool | None = None,
+    how: Decoding = EXACT,
 ) -> dict[str, Any]:
     """Figures of reference, bundle and (with `alone`, of ONNX) each source of error, on `samples`.
 
-    The bundle is loaded after the first numpy forward, so that both are never at their peak.
+    With all sources together, `states` are the fidelity of every pass. The bundle is loaded after
+    the first numpy forward, so that both are never at their peak.
     """
     from ..quantize.rotation import as_stored
     from ..to_onnx.stored import StoredModel
     from .sources import Source, present
+    from .states import StateErrors
 
     variants, sources = [Variant()], ()
     alone = is_small(checkpoint.config) if alone is None else alone
@@ -181,28 +218,43 @@ def measure(
         stored = StoredModel(bundle.path / ONNX_MODEL, checkpoint.config)
         sources = present(stored)
         variants += [Source(stored, source) for source in sources]
+        variants += [Source(stored, *sources)] if sources else []
+    states = StateErrors(checkpoint.config, len(variants) - 1)
     predicted, longest = None, max(len(sample.inputs) for sample in samples)
     tallies = [Tally() for _ in range(len(variants) + 1)]
     read = reader(as_stored(checkpoint, bundle.manifest))
     for part in batches(samples):
         batch = Batch.of(part, checkpoint.config.prefix_lm)
-        logits = predict(checkpoint.config, read, batch, variants)
-        predicted = predicted or runner(bundle, longest)
+        logits = predict(checkpoint.config, read, batch, variants, states)
+        predicted = predicted or runner(bundle, longest, how)
         logits.append(np.concatenate([predicted(sample) for sample in part]))
         for tally, found in zip(tallies, logits, strict=True):
             tally.add(found, batch.targets, batch.answers, logits[0])
     reference, *rest = (tally.figures() for tally in tallies)
-    return {
+    found = {
         "reference": _shown(Figures(reference.perplexity, reference.exact_match)),
         "bundle": _shown(rest.pop()),
-        "sources": {name: _shown(f) for name, f in zip(sources, rest, strict=True)},
+        "sources": {name: _shown(f) for name, f in zip(sources, rest, strict=False)},
     }
+    return found | ({"states": states.cosines[-1].round(6).tolist()} if sources else {})
 
 
-def runner(bundle: Bundle, longest: int) -> Callable[[Sample], np.ndarray]:
-    """Runs the loaded bundle on samples of at most `longest` tokens: logits [len(answer), V]."""
+def runner(bundle: Bundle, longest: int, how: Decoding = EXACT) -> Callable[[Sample], np.ndarray]:
+    """Runs the loaded bundle on samples of at most `longest` tokens: logits [len(answer), V].
+
+    Raises HRMEdgeError if it cannot decode that way.
+    """
+    config, fitted = bundle.manifest.model, bundle.manifest.kv_cache.fitted
     if bundle.manifest.target == "onnx":
-        return run_onnx.Runner(bundle.path / ONNX_MODEL, longest).logits
+        model, plan = run_onnx.Loaded.open(bundle.path / ONNX_MODEL), config.plan(how.l_cycles)
+        if not (all(plan) or model.flexible):
+            raise HRMEdgeError(f"{bundle.path}: its graph always runs all passes; export it again")
+        if how.kv_share != "none" and fitted:
+            raise HRMEdgeError(f"{bundle.path}: its slots have scales of their own, not to share")
+        kept = config.shared_slots(how.kv_share)
+        return run_onnx.Runner(model, longest, plan if model.flexible else None, kept).logits
+    if how != EXACT:
+        raise HRMEdgeError(f"{bundle.path}: only an ONNX bundle runs fewer passes or shares slots")
     return run_executorch.Runner(bundle, longest).logits
 
 

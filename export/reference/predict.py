@@ -8,17 +8,21 @@ from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.samples import Sample
 
-from .forward import Batch, Read, States, Variant, forward, project
+from .forward import Batch, Read, States, Variant, Watch, forward, project
 
 BATCH_TOKENS = 2048  # rows of one numpy forward
 KEEP_BYTES = 1 << 28  # models up to this size in float32 are held in memory, larger ones streamed
 
 
 def predict(
-    config: HRMTextConfig, read: Read, batch: Batch, variants: Sequence[Variant]
+    config: HRMTextConfig,
+    read: Read,
+    batch: Batch,
+    variants: Sequence[Variant],
+    watch: Watch | None = None,
 ) -> list[np.ndarray]:
     """Logits [n, V] of the batch's scored rows for each variant."""
-    states: States = forward(config, read, batch, variants)
+    states: States = forward(config, read, batch, variants, watch)
     return project(config, read, [z[batch.scored] for z in states], variants)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.number_list import Numbers
 from hrm_edge.progress import status, track
 
 from .options import (
@@ -16,7 +17,6 @@ from .options import (
     PROVIDER,
     THREADS,
     WEIGHT_CACHE,
-    Numbers,
     taken,
 )
 

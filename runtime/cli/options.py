@@ -14,6 +14,7 @@ import click
 from hrm_edge.bundle import Bundle
 from hrm_edge.config import KV_SHARES
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.number_list import Numbers
 from hrm_edge.progress import status
 
 from ..session.loading import Loading, weight_cache_directory
@@ -34,20 +35,6 @@ FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # where they are n
     "grammar": (("--grammar",), {"metavar": "FILE", "type": FILE}),
 }
 APART = ("logprobs", "l_cycles")  # an option of `generate` alone, and one of LOADING too
-
-
-class Numbers(click.ParamType):
-    """Whole numbers joined by commas."""
-
-    name = "n,n,..."
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdecimal() for part in parts):
-            self.fail(f"{value!r} is not a list of whole numbers", param, ctx)
-        return tuple(map(int, parts))
 
 
 def _answering(name: str) -> Any:

@@ -14,12 +14,12 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
-from hrm_edge.export.evaluate.error_plot import residual_errors
 from hrm_edge.export.evaluate.report import Gate, evaluate, measure, predict, reader
 from hrm_edge.export.evaluate.run_onnx import Runner
 from hrm_edge.export.evaluate.sources import SOURCES, Source
+from hrm_edge.export.evaluate.states import StateErrors
 from hrm_edge.export.reference.figures import Tally
-from hrm_edge.export.reference.forward import Batch, Variant
+from hrm_edge.export.reference.forward import Batch, Variant, forward
 from hrm_edge.export.to_onnx.stored import StoredModel
 from hrm_edge.samples import default_prompts
 from references import random_samples
@@ -200,7 +200,10 @@ def test_errors_grow_over_the_passes(shared_checkpoint: Path, shared_bundle: Pat
     config, read = checkpoint.config, reader(checkpoint)
     stored = StoredModel(shared_bundle / "model.onnx", config)
     variants = [Variant(), Source(stored, "weights")]
-    same, weights = residual_errors(config, read, random_samples(5), variants)
+    found = StateErrors(config, len(variants))
+    forward(config, read, Batch.of(random_samples(5)), [Variant(), *variants], found)
+    same, weights = found.errors
+    assert (found.cosines[0] == pytest.approx(1)) and (found.cosines[1] < 1 - 1e-7).all()
     assert same.max() == 0
     assert weights.shape == (len(config.passes), config.layers_per_stack)
     assert weights[-1, -1] > weights[0, 0] > 0
