@@ -78,7 +78,7 @@ class Runner:
         later = sample.answer[:-1]
         calls = [[token] for token in later] if self._singly else [later] if later else []
         for ids in calls:
-            rows.append(self._call(ids, len(sample.prompt) + len(rows) - 1, 0, self._plan))
+            rows.append(self._call(ids, len(sample.prompt) + len(rows) - 1, 0))
         return np.concatenate(rows)
 
     def answer(
@@ -91,18 +91,16 @@ class Runner:
             if found[-1] in ends or len(found) == most:
                 return found, np.concatenate(rows)
             past = len(prompt) + len(found) - 1
-            rows.append(self._call(found[-1:], past, 0, self._plan))
+            rows.append(self._call(found[-1:], past, 0))
 
-    def _call(
-        self, ids: Sequence[int], past: int, keep: int, plan: Plan | None = None
-    ) -> np.ndarray:
+    def _call(self, ids: Sequence[int], past: int, keep: int) -> np.ndarray:
         inputs = {
             INPUT_IDS: np.array([ids], np.int64),
             ATTENTION_MASK: np.ones((1, past + len(ids)), np.int64),
             LOGITS_TO_KEEP: np.array([keep], np.int64),
         }
-        if self._plan is not None:  # an answer's; the prompt is read by all passes
-            inputs[PASSES] = np.array(plan or (True,) * len(self._plan))
+        if self._plan is not None:
+            inputs[PASSES] = np.array(self._plan)
         for name, value in inputs.items():
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
         self._binding.bind_output(LOGITS)

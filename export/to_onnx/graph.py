@@ -10,8 +10,9 @@ weights say; logits are float32 [1, S, V], or of the last positions alone if the
 
 The optional input `passes`, bool [passes], says which stack passes to run; the others leave states
 and cache as they are. All run by default, and the last L pass and the H pass of the first cycle
-always do. Each other pass is an `If` over the same weights, which runtimes pack once. With its
-passes all run, a call costs what it would without them.
+always do; the prefix is read by all L passes of each cycle that runs. A pass that can be left out
+is an `If` over the same weights, which runtimes pack once. With its passes all run, a call costs
+what it would without them.
 
 Every RMSNorm of the model follows an addition, so each is one SkipSimplifiedLayerNormalization:
 `magic_norm(x, skip) -> (rms_norm(x + skip), x + skip)`.
@@ -62,6 +63,7 @@ class _Call:
     length: ir.Value  # [1] S
     seqlens_k: ir.Value  # int32 [1], past + S - 1
     total: ir.Value  # int32 [], past + S
+    first: ir.Value  # bool [], whether this is the prefix
     bias: ir.Value | None  # [1, 1, S, past + S]; None where every call is causal
 
 
@@ -162,7 +164,7 @@ def _call(g: _Graph, ids: ir.Value, mask: ir.Value) -> _Call:
         bias = g.std("Unsqueeze", bias, g.constant("axes01", [0, 1]))
     int32 = ir.DataType.INT32
     last = g.std("Unsqueeze", g.cast(g.std("Sub", total, one), int32), axis0)
-    return _Call(g.std("Unsqueeze", length, axis0), last, g.cast(total, int32), bias)
+    return _Call(g.std("Unsqueeze", length, axis0), last, g.cast(total, int32), first, bias)
 
 
 def _embed(g: _Graph, ids: ir.Value) -> ir.Value:
@@ -210,10 +212,24 @@ def _optional_pass(
         "then_branch": run.subgraph([state, *run.present.values()], f"pass_{turn}"),
         "else_branch": skip.subgraph([skip.std("Identity", v) for v in kept], f"no_pass_{turn}"),
     }
-    wanted = g.std("Gather", passes, g.constant(f"turn_{turn}", [turn]))
+    wanted = _wanted(g, call, turn, passes)
     state, *present = g.op_multi_out("If", [wanted], branches, num_outputs=len(kept))
     g.present |= zip(run.present, present, strict=True)
     return state
+
+
+def _wanted(g: _Graph, call: _Call, turn: int, passes: ir.Value) -> ir.Value:
+    """bool []: passes[turn], or for an L pass in the prefix whether its cycle runs at all."""
+
+    def asked(which: int) -> ir.Value:
+        return g.std("Gather", passes, g.constant(f"turn_{which}", which))
+
+    if g.config.passes[turn] == "H":
+        return asked(turn)
+    last = g.config.L_cycles
+    h = turn - turn % (last + 1) + last
+    needed = g.std("And", call.first, asked(h)) if h != last else call.first
+    return g.std("Or", asked(turn), needed)
 
 
 def _stack_pass(g: _Graph, call: _Call, turn: int, states: dict[str, ir.Value]) -> ir.Value:

@@ -53,8 +53,7 @@ class OnnxSession:
         self._flexible = names.PASSES in optional
         plan_of = manifest.model.plan
         self._h_cycles = cycles = loading.h_cycles or manifest.model.H_cycles
-        self._all = self._plan = plan_of(h_cycles=cycles)  # what reads a prompt
-        self._usual = plan_of(loading.l_cycles, cycles)  # what decodes if nothing else is asked for
+        self._usual = self._plan = plan_of(loading.l_cycles, cycles)
         self._shallow = plan_of([1] * cycles, cycles)  # what drafts
         if not (self._flexible or all(self._usual)):
             raise _rigid(str(path), self._usual)
@@ -73,7 +72,7 @@ class OnnxSession:
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Forget everything and read `ids` as the prefix; logits [V] of the last position."""
         self._move_to(0)
-        self.prefix, self._plan = [], self._all
+        self.prefix, self._plan = [], self._usual
         self._prefix_logits = self._run(ids, keep=1)[0]
         self.prefix = list(ids)
         return self._prefix_logits
@@ -118,7 +117,7 @@ class OnnxSession:
     @property
     def can_draft(self) -> bool:
         """Whether `draft` may be called: the graph can leave passes out, and has some to leave."""
-        return self._flexible and self.batches and self._all != self._shallow
+        return self._flexible and self.batches and self._usual != self._shallow
 
     def draft(self, ids: Sequence[int]) -> np.ndarray:
         """Read `ids`, behind those drafted before, through the last L pass of each H cycle alone.
