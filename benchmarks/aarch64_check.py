@@ -23,7 +23,7 @@ PACKAGES = ("hrm-edge", "numpy", "onnxruntime", "tokenizers")
 PORT = 8093
 
 
-def differences(model: Model, vectors: list[dict[str, Any]], bits: str, most: int) -> list[str]:
+def differences(model: Model, vectors: list[dict[str, Any]], name: str, most: int) -> list[str]:
     """The prompts whose ids or greedy answer are not those of golden.json."""
     found = []
     for i, vector in enumerate(vectors):
@@ -31,9 +31,9 @@ def differences(model: Model, vectors: list[dict[str, Any]], bits: str, most: in
         answer = model.generate(
             vector["prompt"], condition=vector["condition"], max_tokens=most, speculate=False
         )
-        if ids != vector["ids"] or answer.tokens != vector["answers"][bits]:
-            found.append(f"{vector['prompt']!r}: {answer.tokens}, not {vector['answers'][bits]}")
-        print(f"KV {bits}: {i + 1} of {len(vectors)}", file=sys.stderr, flush=True)
+        if ids != vector["ids"] or answer.tokens != vector["answers"][name]:
+            found.append(f"{vector['prompt']!r}: {answer.tokens}, not {vector['answers'][name]}")
+        print(f"KV {name}: {i + 1} of {len(vectors)}", file=sys.stderr, flush=True)
     return found
 
 
@@ -75,10 +75,11 @@ def main() -> int:
     print(f"\n{system}{platform.python_version()}, {versions}\n")
     print("| bundle | identical answers |\n|---|---|")
     failed: list[str] = []
-    for bits in ("32", "8"):
-        model = load(directory / f"kv{bits}", threads=1)
-        found = differences(model, vectors, bits, golden["max_tokens"])
-        print(f"| int4, KV {bits} | {len(vectors) - len(found)} of {len(vectors)} |", flush=True)
+    for name, way in golden["ways"].items():
+        how = {"threads": 1} | {key: value for key, value in way.items() if key != "kv_bits"}
+        model = load(directory / f"kv{way['kv_bits']}", **how)
+        found = differences(model, vectors, name, golden["max_tokens"])
+        print(f"| int4, KV {name} | {len(vectors) - len(found)} of {len(vectors)} |", flush=True)
         failed += found
     expected = model.tokenizer.decode(vectors[0]["answers"]["8"])
     text = served(directory / "kv8", vectors[0])

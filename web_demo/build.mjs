@@ -16,6 +16,7 @@ const OWN = [
   "hrm_edge.mjs",
   "bundle.mjs",
   "errors.mjs",
+  "plan.mjs",
   "sampling.mjs",
   "session.mjs",
 ];

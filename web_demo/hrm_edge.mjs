@@ -31,7 +31,11 @@ const SPACE =
   "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
 const ENDS = new RegExp(`^${SPACE}+|${SPACE}+$`, "g");
 
-/** Open, check and load a bundle. Rejects with an HRMEdgeError if it is damaged or cannot be run. */
+/**
+ * Open, check and load a bundle. Options: l_cycles (L passes of each H cycle for an answer's
+ * tokens), kv_share ("cycle", "stack"), or fast, which takes both as the bundle recommends them.
+ * Rejects with an HRMEdgeError if it is damaged or cannot be run.
+ */
 export async function load({ ort, Tokenizer }, source, options = {}) {
   const bundle = await openBundle(source);
   const json = (name) => JSON.parse(new TextDecoder().decode(bundle.files.get(name)));

@@ -16,9 +16,9 @@
     worker.postMessage({ id, kind, ...message });
     return id;
   };
-  const open = (files) =>
+  const open = (files, fast = false) =>
     new Promise((resolve, reject) => {
-      send("open", { files }, ({ opened, error }) =>
+      send("open", { files, fast }, ({ opened, error }) =>
         error ? reject(new Error(error)) : resolve(opened),
       );
     });
@@ -26,6 +26,7 @@
     new Response(JSON.stringify(body), { status, headers: { "Content-Type": "application/json" } });
   const wrong = (error) => json({ error: { message: error.message } }, 400);
 
+  let chosen; // the files of a bundle, none for the built-in one
   let opened = open();
   opened.catch(() => {}); // told when something is asked
 
@@ -93,11 +94,13 @@
     }
   }
 
-  async function choose(files) {
+  async function choose(files, fast = false) {
+    document.getElementById("fast").checked = fast;
+    chosen = files;
     document.getElementById("settings").close();
     document.getElementById("examples")?.remove();
     figures("opening the bundle …"); // the page's own line under the question
-    opened = open(files);
+    opened = open(files, fast);
     try {
       document.getElementById("name").textContent = document.title = await opened;
       figures(`opened ${document.title}`);
@@ -122,8 +125,18 @@
     document.body.append(picker);
   }
 
+  function addFast() {
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", id: "fast" });
+    const label = document.createElement("label");
+    label.title = "Fewer passes and a smaller cache, as the bundle's own measurements recommend";
+    label.append(box, " Fast");
+    box.addEventListener("change", () => choose(chosen, box.checked));
+    document.querySelector("#settings .end").prepend(label);
+  }
+
   addEventListener("DOMContentLoaded", () => {
     addPicker();
+    addFast();
     addExamples();
   });
 

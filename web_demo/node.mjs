@@ -1,7 +1,7 @@
 /**
  * A bundle in Node, by onnxruntime-node (native, KV cache in place) or onnxruntime-web (wasm).
  *
- *     node web_demo/node.mjs BUNDLE PROMPT [--wasm]
+ *     node web_demo/node.mjs BUNDLE PROMPT [--wasm] [--fast]
  */
 import { webcrypto } from "node:crypto";
 import { readFile } from "node:fs/promises";
@@ -16,20 +16,20 @@ import { HRMEdgeError, load } from "./hrm_edge.mjs";
 globalThis.crypto ??= webcrypto; // Node 18 has it only there
 
 /** Load the bundle in `directory`. */
-export async function loadDirectory(directory, { wasm = false } = {}) {
+export async function loadDirectory(directory, { wasm = false, ...how } = {}) {
   const ort = wasm ? await import("onnxruntime-web") : (await import("onnxruntime-node")).default;
   ort.env.logLevel = "error";
   const source = { name: directory, read: (name) => readFile(join(directory, name)) };
   if (!wasm) source.path = directory;
-  return load({ ort, Tokenizer }, source, { inPlace: !wasm });
+  return load({ ort, Tokenizer }, source, { inPlace: !wasm, ...how });
 }
 
 async function main() {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { wasm: { type: "boolean" } },
+    options: { wasm: { type: "boolean" }, fast: { type: "boolean" } },
   });
-  if (positionals.length !== 2) throw new HRMEdgeError("usage: node.mjs BUNDLE PROMPT [--wasm]");
+  if (positionals.length !== 2) throw new HRMEdgeError("usage: node.mjs BUNDLE PROMPT [--wasm] [--fast]");
   const model = await loadDirectory(positionals[0], values);
   for await (const piece of model.stream(positionals[1])) process.stdout.write(piece.text);
   process.stdout.write("\n");

@@ -4,32 +4,40 @@
  *
  * `ort` is onnxruntime-web or onnxruntime-node. The native one writes the KV cache in place
  * (`inPlace`); the web one copies tensors into and out of its heap with each call, and leaves the
- * caller's buffers as they were, so there each call's outputs are the next one's inputs.
+ * caller's buffers as they were, so there each call's outputs are the next one's inputs. Where
+ * passes share slots, what the last of them leaves is what all of them find at the next call.
  */
 import { HRMEdgeError } from "./errors.mjs";
+import { decodingOf, planOf, sharedSlots, withPlan } from "./plan.mjs";
 
 const PAST = "past_key_values.";
 const ARRAYS = { float32: Float32Array, int8: Int8Array, uint8: Uint8Array };
 
 export class Session {
   /** Load the model of an opened bundle. Rejects with an HRMEdgeError if the runtime refuses it. */
-  static async open(ort, source, { manifest, files }, { inPlace = false } = {}) {
-    const model = source.path ? `${source.path}/model.onnx` : files.get("model.onnx");
+  static async open(ort, source, { manifest, files }, { inPlace = false, ...how } = {}) {
+    const { l_cycles, kv_share } = decodingOf(manifest, how);
+    const plan = planOf(manifest.model, l_cycles);
+    const slots = sharedSlots(manifest.model, kv_share);
+    const mapped = source.path && plan.every(Boolean);
+    const model = mapped
+      ? `${source.path}/model.onnx`
+      : withPlan(new Uint8Array(files.get("model.onnx")), plan);
     const options = { logSeverityLevel: 3 };
-    if (!source.path) {
+    if (!mapped) {
       options.externalData = [{ path: "model.onnx.data", data: files.get("model.onnx.data") }];
     }
     try {
       const session = await ort.InferenceSession.create(model, options);
-      return new Session(ort, session, manifest, inPlace);
+      return new Session(ort, session, manifest, inPlace, slots);
     } catch (error) {
       const reason = String(error.message ?? error).split("\n")[0];
       throw new HRMEdgeError(`${source.name}: ONNX Runtime cannot load it (${reason})`);
     }
   }
 
-  constructor(ort, session, manifest, inPlace) {
-    Object.assign(this, { ort, session, manifest, inPlace, length: 0, capacity: 0 });
+  constructor(ort, session, manifest, inPlace, slots) {
+    Object.assign(this, { ort, session, manifest, inPlace, slots, length: 0, capacity: 0 });
   }
 
   /** Forget everything and read `ids` as the prefix, with room for `capacity` tokens in all. */
@@ -45,9 +53,17 @@ export class Session {
     return this.#run([id]);
   }
 
+  /** The slot and part in whose place those of the input `name` lie. */
+  #place(name) {
+    const [slot, part] = name.slice(PAST.length).split(".");
+    return `${this.slots[slot]}.${part}`;
+  }
+
   /** Tensors as the graph's inputs ask for them, by slot and part: slots may differ in bits. */
   #emptyCache() {
-    const inputs = this.session.inputMetadata.filter(({ name }) => name.startsWith(PAST));
+    const inputs = this.session.inputMetadata.filter(
+      ({ name }) => name.startsWith(PAST) && name === PAST + this.#place(name),
+    );
     const tensor = ({ type, shape }) => {
       const dims = shape.map((size) => (size === "max_context" ? this.capacity : size));
       return new this.ort.Tensor(type, new ARRAYS[type](dims.reduce((a, b) => a * b)), dims);
@@ -61,9 +77,11 @@ export class Session {
       new this.ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
     const feeds = { input_ids: int64(ids), attention_mask: int64(Array(total).fill(1)) };
     const fetches = { logits: null };
-    for (const [name, tensor] of this.cache) {
-      feeds[PAST + name] = tensor;
-      fetches[`present.${name}`] = this.inPlace ? tensor : null;
+    for (const input of this.session.inputNames.filter((name) => name.startsWith(PAST))) {
+      const tensor = (feeds[input] = this.cache.get(this.#place(input)));
+      const present = `present.${input.slice(PAST.length)}`;
+      if (this.inPlace) fetches[present] = tensor;
+      else if (input === PAST + this.#place(input)) fetches[present] = null;
     }
     const results = await this.session.run(feeds, fetches);
     if (!this.inPlace) {

@@ -1,7 +1,7 @@
 /**
  * The model's own thread: takes {id, kind: "open" | "ask" | "stop"} and answers with {id, ...}.
  *
- * open: files (a list of File, or none for the built-in bundle) -> {id, opened: name}
+ * open: files (a list of File, or none for the built-in bundle), fast -> {id, opened: name}
  * ask:  prompt, options -> {id, piece} for each token, as Model.stream yields it
  * stop: ends the answer `id` within one token -> {id, stopped: true}
  * Whatever fails is answered with {id, error: message}.
@@ -23,10 +23,10 @@ const readMessages = () =>
     turn.port2.postMessage(null);
   });
 
-async function open(id, files) {
+async function open(id, files, fast) {
   model = undefined; // frees the former one first
   const source = files ? pickedSource(files) : BUILT_IN;
-  model = await load({ ort, Tokenizer }, source);
+  model = await load({ ort, Tokenizer }, source, { fast });
   postMessage({ id, opened: model.name });
 }
 
@@ -43,9 +43,9 @@ async function ask(id, { prompt, options }) {
   }
 }
 
-onmessage = async ({ data: { id, kind, files, ...request } }) => {
+onmessage = async ({ data: { id, kind, files, fast, ...request } }) => {
   try {
-    if (kind === "open") await open(id, files);
+    if (kind === "open") await open(id, files, fast);
     else if (kind === "ask") await ask(id, request);
     else running = undefined;
   } catch (error) {

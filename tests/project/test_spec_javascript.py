@@ -60,6 +60,16 @@ await each("stopping", spec("stopping").cases, async (item) => {
   assert.deepEqual(answer.tokens, item.tokens);
   assert.equal(answer.finish_reason, item.finish_reason);
 });
+const { planOf, sharedSlots } = await import(process.argv[1] + "/web_demo/plan.mjs");
+const plan = spec("plan");
+await each("plan", plan.cases, ({ model, l_cycles, passes, kv_share, slots }) => {
+  if (passes) assert.deepEqual(planOf(model, l_cycles), passes);
+  else assert.deepEqual(sharedSlots(model, kv_share), slots);
+});
+await each("plan", plan.refused, ({ model, l_cycles, kv_share }) => {
+  const work = l_cycles ? () => planOf(model, l_cycles) : () => sharedSlots(model, kv_share);
+  assert.throws(work, { name: "HRMEdgeError" });
+});
 console.log(JSON.stringify(counts));
 """
 
@@ -69,7 +79,7 @@ def test_the_web_page_does_what_the_spec_says() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = {}
-    for name in ("options", "sampling", "prompt", "stopping"):
+    for name in ("options", "sampling", "prompt", "stopping", "plan"):
         spec = json.loads((ROOT / "spec" / f"{name}.json").read_text(encoding="utf-8"))
         lists = (spec.get(key, []) for key in ("taken", "refused", "greedy", "cases"))
         expected[name] = sum(map(len, lists))

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from browsing import ANSWER, SOFTWARE_WEBGPU, chromium, node, static_server
+from hrm_edge.bundle import Bundle
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import load
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "web_demo"
 GOLDEN = json.loads((ROOT / "android_demo" / "golden.json").read_text(encoding="utf-8"))
 VECTORS: list[dict[str, Any]] = GOLDEN["vectors"]
+WAYS: dict[str, dict[str, Any]] = GOLDEN["ways"]
 SHOTS = os.environ.get("HRM_EDGE_SCREENSHOTS")  # a directory to keep screenshots in
 
 
@@ -91,32 +93,64 @@ def shot(page: Page, name: str) -> None:
         page.screenshot(path=Path(SHOTS) / f"web-{name}.png")
 
 
+def options(way: str) -> dict[str, Any]:
+    """What `load` is told."""
+    return {name: value for name, value in WAYS[way].items() if name != "kv_bits"}
+
+
 def expected(bits: str) -> list[dict[str, list[int]]]:
     return [{"ids": v["ids"], "tokens": v["answers"][bits]} for v in VECTORS]
 
 
-@pytest.mark.parametrize("bits", ["32", "8"])
-def test_chromium_gives_the_golden_vectors(page: Page, bits: str) -> None:
-    directory = {"32": "kv32/", "8": "bundle/"}[bits]
-    code = f"""async ([directory, vectors, most]) => {{
+@pytest.mark.parametrize("way", WAYS)
+def test_chromium_gives_the_golden_vectors(page: Page, way: str) -> None:
+    directory, how = {32: "kv32/", 8: "bundle/"}[WAYS[way]["kv_bits"]], options(way)
+    code = f"""async ([directory, how, vectors, most]) => {{
       const {{ load, fetchedSource }} = await import("./hrm_edge.mjs");
       const ort = await import("./vendor/ort.wasm.bundle.min.mjs");
       const {{ Tokenizer }} = await import("./vendor/tokenizers.min.mjs");
       ort.env.logLevel = "error";
       const source = fetchedSource(new URL(directory, location.href), directory);
-      return ({ANSWER})(await load({{ ort, Tokenizer }}, source), vectors, most);
+      return ({ANSWER})(await load({{ ort, Tokenizer }}, source, how), vectors, most);
     }}"""
-    found = page.evaluate(code, [directory, VECTORS, GOLDEN["max_tokens"]])
-    assert found == expected(bits)
+    found = page.evaluate(code, [directory, how, VECTORS, GOLDEN["max_tokens"]])
+    assert found == expected(way)
 
 
-@pytest.mark.parametrize("bits", ["32", "8"])
-def test_node_gives_the_golden_vectors(bundles: dict[str, Path], bits: str) -> None:
-    assert answers_of_node(bundles[bits], VECTORS, wasm=False) == expected(bits)
+@pytest.mark.parametrize("way", WAYS)
+def test_node_gives_the_golden_vectors(bundles: dict[str, Path], way: str) -> None:
+    bundle = bundles[str(WAYS[way]["kv_bits"])]
+    assert answers_of_node(bundle, VECTORS, wasm=False, **options(way)) == expected(way)
 
 
-def test_node_with_the_webs_runtime_gives_the_same(bundles: dict[str, Path]) -> None:
-    assert answers_of_node(bundles["8"], VECTORS[:5], wasm=True) == expected("8")[:5]
+def test_what_cannot_be_decoded_so_is_refused(bundles: dict[str, Path]) -> None:
+    for how, says in (
+        ({"l_cycles": [1]}, "l_cycles is 1, expected 2 of 1 to 3"),
+        ({"kv_share": "all"}, "kv_share is all, expected one of none, cycle, stack"),
+    ):
+        with pytest.raises(AssertionError, match=says):
+            answers_of_node(bundles["8"], VECTORS[:1], wasm=False, **how)
+    with pytest.raises(AssertionError, match="fitted to each slot"):
+        answers_of_node(bundles["4"], VECTORS[:1], wasm=False, kv_share="cycle")
+
+
+def test_the_page_takes_what_the_bundle_recommends(page: Page, bundles: dict[str, Path]) -> None:
+    assert (fast := Bundle.open(bundles["8"]).manifest.quality["fast"]["recommended"])
+    assert fast != {"l_cycles": [3, 3], "kv_share": "none"}
+    model = load(bundles["8"], threads=1, fast=True)
+    prompt = VECTORS[0]["prompt"]
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Fast").check()
+    expect(page.get_by_text("opened hrm-tiny")).to_be_visible(timeout=30000)
+    ask(page, prompt)
+    text = model.generate(prompt).text
+    expect(page.locator(".assistant").last).to_contain_text(text, timeout=30000)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "32"])
+def test_node_with_the_webs_runtime_gives_the_same(bundles: dict[str, Path], way: str) -> None:
+    found = answers_of_node(bundles["8"], VECTORS[:5], wasm=True, **options(way))
+    assert found == expected(way)[:5]
 
 
 @pytest.mark.parametrize("bits", ["4", "4h8"])
@@ -135,15 +169,15 @@ def test_node_gives_the_python_runtimes_answers_with_other_caches(
     assert answers_of_node(bundles[bits], VECTORS[:5], wasm=True) == known[:5]
 
 
-def answers_of_node(bundle: Path, vectors: list[dict[str, Any]], wasm: bool) -> Any:
+def answers_of_node(bundle: Path, vectors: list[dict[str, Any]], wasm: bool, **how: Any) -> Any:
     code = f"""
       import {{ readFileSync }} from "node:fs";
       import {{ loadDirectory }} from "{(DEMO / "node.mjs").as_uri()}";
-      const {{ bundle, wasm, vectors, most }} = JSON.parse(readFileSync(0));
-      const found = await ({ANSWER})(await loadDirectory(bundle, {{ wasm }}), vectors, most);
+      const {{ bundle, how, vectors, most }} = JSON.parse(readFileSync(0));
+      const found = await ({ANSWER})(await loadDirectory(bundle, how), vectors, most);
       console.log(JSON.stringify(found));
     """
-    request = {"bundle": str(bundle), "wasm": wasm, "vectors": vectors}
+    request = {"bundle": str(bundle), "how": {"wasm": wasm} | how, "vectors": vectors}
     return json.loads(node(code, json.dumps(request | {"most": GOLDEN["max_tokens"]})))
 
 

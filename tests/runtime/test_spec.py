@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from hrm_edge.bundle import PROMPT_FORMAT, Manifest
+from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.fit import largest_context, need
 from hrm_edge.prompt import format_prompt, parse_conditions
 from hrm_edge.runtime.sampling import candidates, make_chooser, make_sampler
+from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.settings import Options, Settings
 from hrm_edge.runtime.speculation import Experience, Pace, PromptLookup, Verifier
 
@@ -102,6 +104,26 @@ def test_fit(tmp_path: Path) -> None:
             assert expected == {"context": expected["context"]} | vars(found)
         for room in case["rooms"]:
             assert largest_context(manifest, room["room"]) == room["context"]
+
+
+def test_plan() -> None:
+    def model(case: dict[str, Any]) -> HRMTextConfig:
+        rest = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), 16)
+        rest |= dict.fromkeys(("num_attention_heads", "max_position_embeddings"), 1)
+        raw = {"model_type": "hrm_text", "embedding_scale": 1.0} | rest | case["model"]
+        return HRMTextConfig.from_dict(raw)
+
+    spec = read("plan")
+    for case in spec["cases"]:
+        if "passes" in case:
+            assert list(model(case).plan(case["l_cycles"])) == case["passes"]
+        else:
+            assert list(model(case).shared_slots(case["kv_share"])) == case["slots"]
+    for case in spec["refused"]:
+        with pytest.raises(HRMEdgeError, match=r"l_cycles is|kv_share is"):
+            if "l_cycles" in case:
+                model(case).plan(case["l_cycles"])
+            Loading(kv_share=case["kv_share"])
 
 
 def test_pace() -> None:
