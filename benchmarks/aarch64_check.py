@@ -68,6 +68,7 @@ def served(bundle: Path, vector: dict[str, Any]) -> str:
 def main() -> int:
     """Compare and print; the exit code."""
     directory, limit = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    model: Model | None = None
     golden = json.loads((directory / "golden.json").read_text(encoding="utf-8"))
     vectors = golden["vectors"][: limit or None]
     system = f"{platform.machine()}, {' '.join(platform.libc_ver())}, Python "
@@ -76,7 +77,8 @@ def main() -> int:
     print("| bundle | identical answers |\n|---|---|")
     failed: list[str] = []
     for name, way in golden["ways"].items():
-        how = {"threads": 1} | {key: value for key, value in way.items() if key != "kv_bits"}
+        how: dict[str, Any] = {"threads": 1} | way
+        how.pop("kv_bits")
         model = load(directory / f"kv{way['kv_bits']}", **how)
         found = differences(model, vectors, name, golden["max_tokens"])
         print(f"| int4, KV {name} | {len(vectors) - len(found)} of {len(vectors)} |", flush=True)

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hrm_edge.config import KV_SHARES
 from hrm_edge.names import TOKENIZER, is_linear
+from hrm_edge.number_list import Numbers
 
 from .recipe import METHODS, Calibration, Recipe, named_method
 
@@ -85,6 +87,13 @@ FILE = click.Path(path_type=Path)
     multiple=True,
     help="A shorter .pte too, with a smaller KV cache and the same weights; may be repeated.",
 )
+@click.option(
+    "--kv-share",
+    type=click.Choice(KV_SHARES),
+    default="none",
+    help="In a .pte: shared cache slots.",
+)
+@click.option("--l-cycles", type=Numbers(), help="In a .pte: L passes of each cycle of an answer.")
 @click.option("--norm-op", is_flag=True, help="In a .pte: MagicNorm as the C++ op hrm::magic_norm.")
 @click.option("--max-seq-len", type=int, help="Prompt and answer together; less than the model's.")
 @click.option("--revision", help="Branch, tag or commit on the hub.")

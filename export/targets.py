@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypedDict, Unpack
 
-from hrm_edge.config import HRMTextConfig
+from hrm_edge.config import KV_SHARES, HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import EMBEDDING, HEAD, is_linear
 
@@ -60,14 +60,18 @@ class ExecutorchTarget:
     """model.pte for ExecuTorch with XNNPACK.
 
     `contexts` are lengths below max_seq_len for which there is a shorter program, with a smaller
-    KV cache over the same weights. `norm_op` calls MagicNorm as the C++ op hrm::magic_norm, whose
-    library a runtime then needs (to_executorch/magic_norm_op.py).
+    KV cache over the same weights. `kv_share` and `l_cycles` are built into the program, where an
+    ONNX bundle takes them at run time: which passes share cache slots, and how many L passes of
+    each H cycle an answer's tokens take (None: all). `norm_op` calls MagicNorm as the C++ op
+    hrm::magic_norm, whose library a runtime then needs (to_executorch/magic_norm_op.py).
     """
 
     name: ClassVar[str] = "executorch"
     recipe: Recipe = field(default_factory=lambda: Recipe(kv_bits=32))
     contexts: tuple[int, ...] = ()
     norm_op: bool = False
+    kv_share: str = "none"
+    l_cycles: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         r = self.recipe
@@ -81,10 +85,12 @@ class ExecutorchTarget:
         if r.calibrate_kv:
             raise HRMEdgeError("calibrate_kv is of a quantized KV cache, which -t onnx alone has")
         symmetric_only("-t executorch: XNNPACK's 4-bit linears have", r.method)
+        one_of("kv_share", self.kv_share, KV_SHARES)
         object.__setattr__(self, "contexts", tuple(sorted(set(self.contexts))))
 
     def check(self, config: HRMTextConfig, max_seq_len: int) -> None:
-        """Raise HRMEdgeError for contexts that are not shorter than `max_seq_len`."""
+        """Raise HRMEdgeError for contexts that are not shorter, or a plan that cannot be."""
+        config.plan(self.l_cycles)
         found = self.contexts
         if found and not 2 <= found[0] <= found[-1] < max_seq_len:
             raise HRMEdgeError(
@@ -210,8 +216,12 @@ class TargetOptions(TypedDict, total=False):
     gguf_type: str
     norm_op: bool
     contexts: Sequence[int]
+    kv_share: str
+    l_cycles: Sequence[int] | None
 
 
+APART = ("norm_op", "contexts", "kv_share", "l_cycles")  # of ExecutorchTarget alone
+AT_RUN_TIME = ("kv_share", "l_cycles")  # of an ONNX bundle
 _ANY = ("onnx", "executorch", "gguf")
 _CODES = ("onnx", "executorch")
 OWNERS = {  # option -> the targets that know it
@@ -219,7 +229,7 @@ OWNERS = {  # option -> the targets that know it
     **dict.fromkeys(("bits", "group_size", "head_bits", "embedding_bits", "kv_bits"), _CODES),
     **dict.fromkeys(("recipe", "target_bits"), _CODES),
     **dict.fromkeys(("dtype", "calibrate_kv", "kv_h_bits"), ("onnx",)),
-    **dict.fromkeys(("norm_op", "contexts"), ("executorch",)),
+    **dict.fromkeys(APART, ("executorch",)),
     "gguf_type": ("gguf",),
 }
 
@@ -230,8 +240,14 @@ def refuse_foreign(option: str, target: str, shown: str | None = None) -> None:
         owners = " and ".join(f"-t {owner}" for owner in OWNERS[option])
         raise HRMEdgeError(
             f"{shown or option} does not apply to -t {target}; it is of {owners}"
-            + ("; --type says how its tensors are stored" if target == "gguf" else "")
+            + _instead(option, target)
         )
+
+
+def _instead(option: str, target: str) -> str:
+    if option in AT_RUN_TIME:
+        return "; an ONNX bundle takes it when it is run" if target == "onnx" else ""
+    return "; --type says how its tensors are stored" if target == "gguf" else ""
 
 
 def named_target(name: str, **options: Unpack[TargetOptions]) -> Target:
@@ -247,7 +263,7 @@ def named_target(name: str, **options: Unpack[TargetOptions]) -> Target:
         refuse_foreign(option, name)
     if name == "gguf":
         return GGUFTarget(given.pop("gguf_type", GGUFTarget.type), **given)
-    apart = {k: given.pop(k) for k in ("norm_op", "contexts") if k in given}
+    apart = {k: given.pop(k) for k in APART if k in given}
     recipe = given.pop("recipe", None)
     if recipe is None:
         given.setdefault("kv_bits", 32 if name == "executorch" else Recipe.kv_bits)
@@ -256,7 +272,10 @@ def named_target(name: str, **options: Unpack[TargetOptions]) -> Target:
         raise HRMEdgeError(f"recipe and {next(iter(given))} are both given; put it in the recipe")
     if name == "onnx":
         return OnnxTarget(recipe)
-    return ExecutorchTarget(recipe, tuple(apart.get("contexts", ())), apart.get("norm_op", False))
+    for listed in ("contexts", "l_cycles"):
+        if listed in apart:
+            apart[listed] = tuple(apart[listed])
+    return ExecutorchTarget(recipe, **apart)
 
 
 def with_calibration(target: Target, calibrate_kv: bool) -> Target:

@@ -79,6 +79,26 @@ class KVCache:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How an answer is read: so many L passes in each H cycle, and which slots they share.
+
+    None is all passes; "none" is slots of their own. Both together are exact.
+    """
+
+    l_cycles: tuple[int, ...] | None = None
+    kv_share: str = "none"
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> "Decoding":
+        """From JSON."""
+        plan = raw["l_cycles"]
+        return cls(None if plan is None else tuple(plan), raw["kv_share"])
+
+
+EXACT = Decoding()
+
+
+@dataclass(frozen=True)
 class BundleFile:
     """A file of the bundle with its size in bytes and the hex digest of its content."""
 
@@ -91,7 +111,7 @@ class Manifest:
     """Everything a device needs to know before it opens a model file.
 
     `contexts` are lengths below `max_seq_len`, ascending, for which an ExecuTorch bundle has a
-    program of its own, with a smaller KV cache.
+    program of its own, with a smaller KV cache; `decoding` is what its programs are made for.
     """
 
     target: str
@@ -105,6 +125,7 @@ class Manifest:
     quality: Mapping[str, Any] = field(default_factory=dict)
     prompt_format: Mapping[str, Any] | None = field(default_factory=PROMPT_FORMAT.copy)
     contexts: tuple[int, ...] = ()
+    decoding: Decoding = EXACT
 
     def context_for(self, tokens: int) -> int:
         """The shortest of its contexts that holds `tokens`, which max_seq_len does."""
@@ -146,6 +167,7 @@ class Manifest:
                 quality=raw["quality"],
                 prompt_format=raw["prompt_format"],
                 contexts=tuple(raw.get("contexts", ())),
+                decoding=Decoding.of(raw["decoding"]) if "decoding" in raw else EXACT,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise HRMEdgeError(f"{path}: damaged manifest ({error!r}); export again") from None

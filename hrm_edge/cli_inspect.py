@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hrm_edge.bundle import Bundle, KVCache, Quantization
+from hrm_edge.bundle import EXACT, Bundle, Decoding, KVCache, Manifest, Quantization
 from hrm_edge.config import KV_SHARES, HRMTextConfig
 from hrm_edge.names import MANIFEST
 
@@ -36,6 +36,7 @@ def _bundle(path: Path, verify: bool) -> dict[str, Any]:
         "kv_cache": _kv_cache(manifest.kv_cache),
         "kv_bytes_per_token": manifest.kv_cache.bytes_per_token,
         **_shared(manifest.model, manifest.kv_cache),
+        **_decoding(manifest),
         "files": {name: file.size for name, file in manifest.files.items()},
         "made_by": dict(manifest.made_by),
     }
@@ -52,6 +53,18 @@ def _shared(config: HRMTextConfig, cache: KVCache) -> dict[str, dict[str, int]]:
         return {}
     of = {s: KVCache.of(config, cache.bits, cache.h_bits, kv_share=s) for s in KV_SHARES[1:]}
     return {"kv_bytes_if_shared": {share: found.bytes_per_token for share, found in of.items()}}
+
+
+def _decoding(manifest: Manifest) -> dict[str, dict[str, str]]:
+    """What a program is made for, or what --fast takes, where that is not the exact plan."""
+    chosen = {"answers_read_by": manifest.decoding}
+    if "fast" in manifest.quality:
+        chosen["fast"] = Decoding.of(manifest.quality["fast"]["recommended"])
+    return {
+        name: {"l_cycles": ",".join(map(str, d.l_cycles or ("all",))), "kv_share": d.kv_share}
+        for name, d in chosen.items()
+        if d != EXACT
+    }
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

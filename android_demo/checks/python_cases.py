@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hrm_edge.chat_template import Message, read_chat_template
 from hrm_edge.export import Recipe, export
+from hrm_edge.export.evaluate.report import Gate
 from hrm_edge.runtime import load
 
 DEMO = Path(__file__).parents[1]
@@ -63,10 +64,12 @@ def rendered(bundle: Path, texts: list[str]) -> str:
 def main() -> None:
     """Write everything into the directory that the first argument names, over what is there."""
     out = Path(sys.argv[1])
-    write = partial(export, gate=None, force=True)
+    write = partial(export, force=True)
     for bits in (32, 16, 8, 4):
         dtype = "fp16" if bits == 16 else "fp32"
-        write(TINY, out / f"kv{bits}", kv_bits=bits, dtype=dtype)
+        gate = Gate(sources=False) if bits == 8 else None  # so that it recommends a plan
+        write(TINY, out / f"kv{bits}", kv_bits=bits, dtype=dtype, gate=gate)
+    write = partial(write, gate=None)
     write(TINY, out / "kv4h8", recipe=Recipe(kv_bits=4, kv_h_bits=8))
     with tempfile.TemporaryDirectory() as scratch:
         write(with_template(Path(scratch) / "tiny"), out / "chat")

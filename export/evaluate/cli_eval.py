@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hrm_edge.bundle import Decoding
 from hrm_edge.config import KV_SHARES
 from hrm_edge.number_list import Numbers
 
@@ -42,7 +43,7 @@ def command(
 
     Without --reference it needs nothing beyond the device runtime.
     """
-    from .report import Decoding, Gate, evaluate
+    from .report import Gate, evaluate
 
     gate = Gate(data, max_kl, min_top1, sources=sources)
     how = Decoding(l_cycles, kv_share)

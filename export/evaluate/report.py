@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hrm_edge.bundle import Bundle
+from hrm_edge.bundle import EXACT, Bundle, Decoding
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import writing
@@ -33,17 +33,6 @@ if TYPE_CHECKING:
 WORK = 5e11  # multiplications that the report at export may cost for each model it runs
 MOST_TOKENS = 1024
 RUNNABLE = ("onnx", "executorch")
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How an answer is read: so many L passes in each H cycle, and which slots they share."""
-
-    l_cycles: tuple[int, ...] | None = None
-    kv_share: str = "none"
-
-
-EXACT = Decoding()
 
 
 @dataclass(frozen=True)

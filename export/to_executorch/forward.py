@@ -3,12 +3,13 @@
 `forward(tokens [1, S], start_pos [1]) -> logits [1, V]` of the last token. The passes are unrolled
 into calls of one delegate for each piece of a layer; between two of them lies an attention. A token
 attends to all that was read before and to all of its own call: the first call is the bidirectional
-prefix, and what follows comes one token at a time.
+prefix, and what follows comes one token at a time. Where a plan leaves L passes out of that, the
+method has a second list of calls of the same delegates, to which it jumps behind the prefix.
 
 With MagicNorm as an op of its own there are three delegates a layer, and the op between them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ class Parts:
     embedding: Table
     z_l_init: np.ndarray  # [D]
     rotary: tuple[np.ndarray, ...]  # cos and sin, [1, max_seq_len, 1, head_dim / 2] each
+    kept: tuple[int, ...]  # in the place of which slot each cache slot lies
+    plan: tuple[bool, ...]  # which passes run behind the prefix
 
 
 def forward(parts: Parts, constants: Constants, name: str, length: int) -> Method:
@@ -44,74 +47,103 @@ def forward(parts: Parts, constants: Constants, name: str, length: int) -> Metho
     angles = tuple(_rows(method, values, position, end) for values in parts.rotary)
     z_h = _embed(method, parts.embedding, tokens, config.hidden_size)
     z_l = method.constant(parts.z_l_init[None, None])  # [1, 1, D], the same for every token
-    attention = _Attention(method, config, position)
-    for stack in config.passes:
-        state, skip = (z_l, z_h) if stack == "L" else (z_h, z_l)
-        pieces = parts.stacks[stack]
-        if isinstance(pieces, Pieces):
-            state = _pass(method, pieces, attention, (state, skip), angles)
-        else:
-            state = _pass_with_op(method, config, pieces, attention, (state, skip), angles)
-        z_l, z_h = (state, z_h) if stack == "L" else (z_l, state)
-    axis, last = method.scalar(1), method.scalar(-1)
-    hidden = method.compute(
-        "aten::select_copy.int_out", z_h, axis, last, shape=(1, config.hidden_size)
-    )
+    run = _Run(method, parts, _Attention(method, config, parts.kept, position), angles)
+    hidden = method.tensor(1, config.hidden_size)
+    everything = (True,) * len(config.passes)
+    if parts.plan == everything:
+        run.passes(everything, z_l, z_h, hidden)
+    else:
+        first = method.flag()
+        method.kernel("executorch_prim::eq.Scalar", position, method.scalar(0), first)
+        prefix = method.jump_unless(first)
+        run.passes(everything, z_l, z_h, hidden)
+        done = method.jump_unless(method.scalar(False))
+        method.land(prefix)
+        run.passes(parts.plan, z_l, z_h, hidden)
+        method.land(done)
     (logits,) = method.delegate(parts.head, hidden)
     method.output(logits)
     return method
 
 
-def _pass(
-    method: Method,
-    pieces: Pieces,
-    attention: "_Attention",
-    inputs: tuple[int, int],
-    angles: tuple[int, ...],
-) -> int:
-    gate, *qkv, residual = method.delegate(pieces.entry, *inputs, *angles)
+@dataclass(frozen=True)
+class _Run:
+    """What all passes of a method share."""
+
+    method: Method
+    parts: Parts
+    attention: "_Attention"
+    angles: tuple[int, ...]
+
+    def passes(self, plan: Sequence[bool], z_l: int, z_h: int, hidden: int) -> None:
+        """Those passes of `plan`; the last token's z_H goes into `hidden` [1, D]."""
+        method, config = self.method, self.parts.config
+        for turn, stack in enumerate(config.passes):
+            if not plan[turn]:
+                continue
+            state, skip = (z_l, z_h) if stack == "L" else (z_h, z_l)
+            pieces, slots = self.parts.stacks[stack], _slots(config, turn)
+            if isinstance(pieces, Pieces):
+                state = _pass(self, pieces, slots, state, skip)
+            else:
+                state = _pass_with_op(self, pieces, slots, state, skip)
+            z_l, z_h = (state, z_h) if stack == "L" else (z_l, state)
+        axis, last = method.scalar(1), method.scalar(-1)
+        method.kernel("aten::select_copy.int_out", z_h, axis, last, out=hidden)
+
+
+def _slots(config: HRMTextConfig, turn: int) -> Iterator[int]:
+    """The cache slots of the pass `turn`, layer by layer."""
+    layers = config.layers_per_stack
+    return iter(range(turn * layers, (turn + 1) * layers))
+
+
+def _pass(run: _Run, pieces: Pieces, slots: Iterator[int], state: int, skip: int) -> int:
+    method, attention = run.method, run.attention
+    gate, *qkv, residual = method.delegate(pieces.entry, state, skip, *run.angles)
     for between in pieces.between:
-        mixed = attention(*qkv)
-        gate, *qkv, residual = method.delegate(between, mixed, gate, residual, *angles)
-    (state,) = method.delegate(pieces.exit, attention(*qkv), gate, residual)
+        mixed = attention(next(slots), *qkv)
+        gate, *qkv, residual = method.delegate(between, mixed, gate, residual, *run.angles)
+    (state,) = method.delegate(pieces.exit, attention(next(slots), *qkv), gate, residual)
     return state
 
 
 def _pass_with_op(
-    method: Method,
-    config: HRMTextConfig,
-    layers: tuple[Layer, ...],
-    attention: "_Attention",
-    inputs: tuple[int, int],
-    angles: tuple[int, ...],
+    run: _Run, layers: tuple[Layer, ...], slots: Iterator[int], state: int, skip: int
 ) -> int:
+    method, config = run.method, run.parts.config
     eps, shape = method.scalar(config.rms_norm_eps), (1, None, config.hidden_size)
 
     def magic_norm(x: int, skip: int) -> tuple[int, int]:
         return method.compute_two(MAGIC_NORM, x, skip, eps, shape=shape)
 
-    normed, residual = magic_norm(*inputs)
+    normed, residual = magic_norm(state, skip)
     for layer in layers:
-        gate, *qkv = method.delegate(layer.project, normed, *angles)
-        (mixed,) = method.delegate(layer.mix, attention(*qkv), gate)
+        gate, *qkv = method.delegate(layer.project, normed, *run.angles)
+        (mixed,) = method.delegate(layer.mix, run.attention(next(slots), *qkv), gate)
         normed, residual = magic_norm(mixed, residual)
         normed, residual = magic_norm(*method.delegate(layer.mlp, normed), residual)
     return normed
 
 
 class _Attention:
-    """Each call is the attention of the next cache slot."""
+    """Attention over the cache, whose slots lie in the places of `kept`."""
 
-    def __init__(self, method: Method, config: HRMTextConfig, position: int) -> None:
-        self._method, self._position = method, position
+    def __init__(
+        self, method: Method, config: HRMTextConfig, kept: Sequence[int], position: int
+    ) -> None:
+        self._method, self._kept, self._position = method, kept, position
+        self._places: dict[int, tuple[int, int]] = {}  # keys and values
         self._shape = (1, method.max_tokens, config.num_attention_heads, config.head_dim)
         self._causal = method.scalar(not config.prefix_lm)
         self._unused = method.state(1)  # the results of writing to the cache
 
-    def __call__(self, q: int, k: int, v: int) -> int:
+    def __call__(self, slot: int, q: int, k: int, v: int) -> int:
         """Append k and v to the slot and attend with q; all [1, S, heads, head_dim]."""
-        method, position = self._method, self._position
-        keys, values = method.state(*self._shape), method.state(*self._shape)
+        method, position, place = self._method, self._position, self._kept[slot]
+        if place not in self._places:
+            self._places[place] = method.state(*self._shape), method.state(*self._shape)
+        keys, values = self._places[place]
         for new, cache in ((k, keys), (v, values)):
             method.kernel("llama::update_cache.out", new, cache, position, out=self._unused)
         none, dropout = method.scalar(None), method.scalar(0.0)

@@ -80,7 +80,7 @@ class Method:
         self._values: list[schema.KernelTypes] = []
         self._scalars: dict[tuple[type, Scalar], int] = {}
         self._operators: list[tuple[str, str]] = []
-        self._calls: list[schema.KernelCall | schema.DelegateCall] = []
+        self._calls: list[schema.KernelCall | schema.DelegateCall | schema.JumpFalseCall] = []
         self._delegates: list[bytes] = []
         self._inputs: list[int] = []
         self._outputs: list[int] = []
@@ -121,6 +121,24 @@ class Method:
     def symbol(self) -> int:
         """An integer that a kernel sets."""
         return self._new(schema.Int(0))
+
+    def flag(self) -> int:
+        """A truth value that a kernel sets."""
+        return self._new(schema.Bool(False))
+
+    def tensor(self, *shape: int | None) -> int:
+        """A float32 tensor that kernels write as their `out`, from wherever they are called."""
+        return self._tensor(shape, np.dtype(np.float32))
+
+    def jump_unless(self, flag: int) -> schema.JumpFalseCall:
+        """Leave out the calls up to where that `land`s, unless `flag` is true."""
+        jump = schema.JumpFalseCall(flag, -1)
+        self._calls.append(jump)
+        return jump
+
+    def land(self, jump: schema.JumpFalseCall) -> None:
+        """The next call is where `jump` goes."""
+        jump.destination_instruction = len(self._calls)
 
     def kernel(self, name: str, *arguments: int, out: int | None = None) -> None:
         """Call the kernel `name` ("aten::add.out"); `out` stands for both argument and result."""
@@ -177,7 +195,7 @@ class Method:
         """Give each computed tensor a place that nothing alive with it has; the bytes needed."""
         lives: dict[int, list[int]] = {}
         for at, call in enumerate(self._calls):
-            for value in call.args:
+            for value in getattr(call, "args", ()):  # a jump has none
                 tensor = self._values[value]
                 if isinstance(tensor, schema.Tensor) and self._is_scratch(value):
                     lives.setdefault(value, [at, at])[1] = at

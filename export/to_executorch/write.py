@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from hrm_edge.bundle import KVCache, Manifest, Quantization, describe_files
+from hrm_edge.bundle import Decoding, KVCache, Manifest, Quantization, describe_files
 from hrm_edge.checkpoint import copy_tokenizer
 from hrm_edge.config import HRMTextConfig
 from hrm_edge.names import EMBEDDING, PTE_DATA, STACKS, Z_L_INIT, program
@@ -34,7 +34,7 @@ def write_executorch(plan: Plan, out: Path, max_seq_len: int) -> None:
     checkpoint, contexts = plan.checkpoint, target.contexts
     store = NamedDataStore()
     parts = _parts(plan, store, max_seq_len, target.norm_op)
-    manifest = _manifest(plan, max_seq_len, contexts)
+    manifest = _manifest(plan, max_seq_len, target)
     constants = Constants(store if contexts else None)
     inside = NamedDataStore() if contexts else store
     with status("write"):
@@ -60,10 +60,14 @@ def _parts(plan: Plan, store: NamedDataStore, max_seq_len: int, norm_op: bool) -
         head = builder.head()
     angles = tuple(x[None, :, None] for x in rotary(config, max_seq_len))  # [1, S, 1, d / 2]
     z_l_init = plan.checkpoint.float32(Z_L_INIT)
-    return Parts(config, stacks, head, embedding, z_l_init, angles)
+    target = plan.target
+    assert isinstance(target, ExecutorchTarget), target
+    kept = config.shared_slots(target.kv_share)
+    decoding = config.plan(target.l_cycles)
+    return Parts(config, stacks, head, embedding, z_l_init, angles, kept, decoding)
 
 
-def _manifest(plan: Plan, max_seq_len: int, contexts: tuple[int, ...]) -> Manifest:
+def _manifest(plan: Plan, max_seq_len: int, target: ExecutorchTarget) -> Manifest:
     config, r = plan.checkpoint.config, plan.recipe
     return Manifest(
         target="executorch",
@@ -77,12 +81,13 @@ def _manifest(plan: Plan, max_seq_len: int, contexts: tuple[int, ...]) -> Manife
             rotated=r.rotate,
             mean_bits=plan.mean_bits(),
         ),
-        kv_cache=KVCache.of(config, 32),
+        kv_cache=KVCache.of(config, 32, kv_share=target.kv_share),
         max_seq_len=max_seq_len,
         eos_token_ids=plan.checkpoint.eos_token_ids(),
         files={},
         made_by={name: version(name) for name in ("hrm-edge", "executorch")},
-        contexts=contexts,
+        contexts=target.contexts,
+        decoding=Decoding(target.l_cycles, target.kv_share),
     )
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,10 +152,11 @@ def test_what_cannot_be_is_said_in_one_line(
     bare = replace(loose, manifest=replace(loose.manifest, quality={}))
     with pytest.raises(HRMEdgeError, match="no plan was measured at its export, so --fast has"):
         load(bare, fast=True)
-    for options, says in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"fast_kl": -1}, "fast_kl is -1, expected nats of 0 or more"),
         ({"fast_top1": 1.5}, "fast_top1 is 1.5, expected a share from 0 to 1"),
-    ):
+    ]
+    for options, says in wrong:
         with pytest.raises(HRMEdgeError, match=says):
             Gate(**options)
     out = tmp_path / "no"

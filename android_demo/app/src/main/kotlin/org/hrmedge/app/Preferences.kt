@@ -24,6 +24,11 @@ class Preferences(context: Context) {
         get() = stored.getInt("threads", 0)
         set(count) = stored.edit().putInt("threads", count).apply()
 
+    /** Whether to decode as the model's own measurements recommend, at a small loss. */
+    var fast: Boolean
+        get() = stored.getBoolean("fast", false)
+        set(on) = stored.edit().putBoolean("fast", on).apply()
+
     /** Whether earlier turns are sent along with a question. */
     var conversation: Boolean
         get() = stored.getBoolean("conversation", false)

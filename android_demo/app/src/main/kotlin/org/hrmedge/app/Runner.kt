@@ -133,10 +133,10 @@ class Runner(private val app: HrmEdgeApp) {
     private fun engine(): Engine {
         val preferences = app.preferences
         val threads = preferences.threads.takeIf { it > 0 } ?: app.device.fastCores
-        val wanted = Triple(preferences.model, preferences.context, threads)
+        val wanted = listOf(preferences.model, preferences.context, threads, preferences.fast)
         engine?.let { (loadedFor, loaded) -> if (loadedFor == wanted) return loaded }
         unload()
-        val limits = Limits(preferences.context, threads, app.device.availableMemory)
+        val limits = Limits(preferences.context, threads, app.device.availableMemory, preferences.fast)
         val opened = openEngine(app.models.open(preferences.model), limits, app.device.cacheMemory())
         engine = wanted to opened
         return opened

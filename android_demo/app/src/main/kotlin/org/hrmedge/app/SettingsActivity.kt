@@ -32,6 +32,7 @@ class SettingsActivity : Screen(R.layout.settings) {
         fill(R.id.seed, settings.seed ?: "")
         fill(R.id.context, app.preferences.context)
         fill(R.id.threads, app.preferences.threads)
+        view<Switch>(R.id.fast).isChecked = app.preferences.fast
         view<Switch>(R.id.conversation).isChecked = app.preferences.conversation
     }
 
@@ -61,6 +62,7 @@ class SettingsActivity : Screen(R.layout.settings) {
         )
         app.preferences.context = whole(R.id.context).coerceAtLeast(2)
         app.preferences.threads = whole(R.id.threads)
+        app.preferences.fast = view<Switch>(R.id.fast).isChecked
         app.preferences.conversation = view<Switch>(R.id.conversation).isChecked
     } catch (problem: Problem) {
         Toast.makeText(this, problem.message, Toast.LENGTH_LONG).show()

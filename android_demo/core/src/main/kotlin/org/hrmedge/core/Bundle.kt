@@ -7,8 +7,11 @@ import java.security.MessageDigest
 import org.json.JSONException
 import org.json.JSONObject
 
-/** The cache that a session allocates, with [bits] a value, or [hBits] in the H stack's passes. */
-data class KVCache(val bits: Int, val hBits: Int, val bytesPerToken: Long) {
+/**
+ * The cache that a session allocates, with [bits] a value, or [hBits] in the H stack's passes. Where
+ * scales are [fitted] to each slot, slots cannot be shared.
+ */
+data class KVCache(val bits: Int, val hBits: Int, val bytesPerToken: Long, val fitted: Boolean) {
     /** "8", or "4 and 8" where the stacks differ. */
     val label: String get() = if (hBits == bits) "$bits" else "$bits and $hBits"
 }
@@ -29,6 +32,7 @@ data class Architecture(
 data class Manifest(
     val target: String,
     val architecture: Architecture,
+    val recurrence: Recurrence,
     val bits: Int,
     val cache: KVCache,
     val maxSeqLen: Int,
@@ -37,9 +41,21 @@ data class Manifest(
     val ends: Set<Int>,
     val prompt: PromptFormat,
     val files: Map<String, BundleFile>,
+    /** What the export's own measurements recommend for speed; null where they were not made. */
+    val fast: Decoding? = null,
 ) {
     /** Bytes of all files together. */
     val size: Long get() = files.values.sumOf { it.size }
+
+    /** This bundle with the cache that [decoding] takes. Throws [Problem] if it cannot be shared. */
+    fun with(decoding: Decoding): Manifest {
+        if (decoding.share == Share.NONE) return this
+        if (cache.fitted) throw Problem("The cache's scales are fitted to each slot, so slots cannot be shared.")
+        val kept = recurrence.sharedSlots(decoding.share).toSet()
+        val bits = kept.sumOf { if (recurrence.inH(it)) cache.hBits else cache.bits }
+        val size = 2L * architecture.heads * architecture.headDim * bits / 8
+        return copy(cache = cache.copy(bytesPerToken = size))
+    }
 
     companion object {
         const val NAME = "manifest.json"
@@ -68,11 +84,17 @@ data class Manifest(
             return Manifest(
                 target = raw.getString("target"),
                 architecture = architecture(model),
+                recurrence = Recurrence(
+                    hCycles = model.getInt("H_cycles"),
+                    lCycles = model.getInt("L_cycles"),
+                    layers = model.getInt("num_hidden_layers"),
+                ),
                 bits = raw.getJSONObject("quantization").getInt("bits"),
                 cache = KVCache(
                     bits = cache.getInt("bits"),
                     hBits = cache.optInt("h_bits", cache.getInt("bits")),
                     bytesPerToken = cache.getLong("bytes_per_token"),
+                    fitted = cache.optBoolean("fitted", cache.getInt("bits") == 4),
                 ),
                 maxSeqLen = raw.getInt("max_seq_len"),
                 contexts = raw.optJSONArray("contexts").let { lengths ->
@@ -85,6 +107,18 @@ data class Manifest(
                     val file = files.getJSONObject(name)
                     BundleFile(file.getLong("size"), file.getString("sha256"))
                 },
+                fast = raw.optJSONObject("quality")?.optJSONObject("fast")
+                    ?.getJSONObject("recommended")?.let(::decoding),
+            )
+        }
+
+        private fun decoding(raw: JSONObject): Decoding {
+            val share = raw.getString("kv_share")
+            val counts = raw.getJSONArray("l_cycles")
+            return Decoding(
+                lCycles = (0 until counts.length()).map { counts.getInt(it) },
+                share = Share.entries.find { it.name.lowercase() == share }
+                    ?: throw Problem("$NAME recommends to share slots by $share, which this app cannot."),
             )
         }
 

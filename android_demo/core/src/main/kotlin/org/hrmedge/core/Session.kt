@@ -12,6 +12,9 @@ interface Session : Closeable {
     /** Prompt and answer together, in tokens. */
     val maxContext: Int
 
+    /** Whether a call of several tokens computes what as many calls would: drafts are exact. */
+    val batches: Boolean get() = true
+
     /** Tokens in the KV cache. */
     val length: Int
 

@@ -40,7 +40,7 @@ class TokenEngine(
             )
         }
         val limit = minOf(settings.maxTokens, maxContext - prefix.size)
-        val paces = if (settings.speculate) lookups(prefix, learned) else emptyList()
+        val paces = if (settings.speculate && session.batches) lookups(prefix, learned) else emptyList()
         val text = StreamedText(tokenizer.stream(), onText)
         val loop = DecodeLoop(session, Sampler(settings), limit, manifest.ends, paces, learned)
         val clock = Clock(prefix.size)

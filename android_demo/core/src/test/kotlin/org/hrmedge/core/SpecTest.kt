@@ -45,6 +45,26 @@ class SpecTest {
     }
 
     @Test
+    fun plan() {
+        fun recurrence(case: JSONObject) = case.getJSONObject("model").let {
+            Recurrence(it.getInt("H_cycles"), it.getInt("L_cycles"), it.getInt("num_hidden_layers"))
+        }
+        fun counts(case: JSONObject) = case.optJSONArray("l_cycles")?.ints()?.toList()
+        for (case in cases("plan")) {
+            if (case.has("passes")) {
+                val passes = case.getJSONArray("passes").let { List(it.length(), it::getBoolean) }
+                assertEquals(passes, recurrence(case).plan(counts(case)).toList())
+            } else {
+                val share = Share.valueOf(case.getString("kv_share").uppercase())
+                assertEquals(case.getJSONArray("slots").ints().toList(), recurrence(case).sharedSlots(share).toList())
+            }
+        }
+        for (case in cases("plan", "refused").filter { it.has("l_cycles") }) {
+            problem { recurrence(case).plan(counts(case)) }
+        }
+    }
+
+    @Test
     fun sampling() {
         for (case in cases("sampling", "greedy")) {
             val token = Sampler(Settings()).sample(case.getJSONArray("logits").logits())

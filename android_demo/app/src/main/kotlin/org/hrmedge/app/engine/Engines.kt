@@ -2,6 +2,7 @@ package org.hrmedge.app.engine
 
 import java.io.File
 import org.hrmedge.core.Bundle
+import org.hrmedge.core.Decoding
 import org.hrmedge.core.Engine
 import org.hrmedge.core.Problem
 import org.hrmedge.core.TokenEngine
@@ -10,7 +11,13 @@ import org.hrmedge.core.fittingProgram
 import org.hrmedge.core.readTokenizer
 
 /** What a session may take of this device. */
-data class Limits(val context: Int, val threads: Int, val memory: Long)
+data class Limits(
+    val context: Int,
+    val threads: Int,
+    val memory: Long,
+    /** Take what the bundle recommends for speed, if it does. */
+    val fast: Boolean = false,
+)
 
 /**
  * Loads [bundle] with the engine that its target asks for. Throws [Problem].
@@ -18,13 +25,14 @@ data class Limits(val context: Int, val threads: Int, val memory: Long)
  * The context is shortened to what fits into the memory that is available.
  */
 fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
-    val manifest = bundle.manifest
+    val decoding = bundle.manifest.fast.takeIf { limits.fast } ?: Decoding()
+    val manifest = bundle.manifest.with(decoding)
     val wanted = minOf(limits.context, manifest.maxSeqLen)
     return when (manifest.target) {
         "onnx" -> {
             val tokenizer = readTokenizer(File(bundle.directory, "tokenizer.json"))
             val context = fittingContext(manifest, wanted, limits.memory)
-            val session = OnnxSession(bundle, context, limits.threads, cache)
+            val session = OnnxSession(bundle, context, limits.threads, cache, decoding)
             try {
                 TokenEngine(manifest, session, tokenizer)
             } catch (problem: Problem) {

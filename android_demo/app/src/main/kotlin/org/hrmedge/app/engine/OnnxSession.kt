@@ -1,6 +1,7 @@
 package org.hrmedge.app.engine
 
 import ai.onnxruntime.NodeInfo
+import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtException
@@ -14,8 +15,10 @@ import java.nio.FloatBuffer
 import java.nio.LongBuffer
 import org.hrmedge.core.Bundle
 import org.hrmedge.core.Cancelled
+import org.hrmedge.core.Decoding
 import org.hrmedge.core.Problem
 import org.hrmedge.core.Session
+import org.hrmedge.core.Share
 
 /** Where the KV cache lies. */
 fun interface CacheMemory {
@@ -33,8 +36,13 @@ fun interface CacheMemory {
  * Past and present of a slot are one tensor: bound as input and pinned as output. Throws
  * [Problem] where ONNX Runtime refuses the model or memory runs out.
  */
-class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, memory: CacheMemory) :
-    Session {
+class OnnxSession(
+    bundle: Bundle,
+    override val maxContext: Int,
+    threads: Int,
+    memory: CacheMemory,
+    decoding: Decoding = Decoding(),
+) : Session {
     private val environment = OrtEnvironment.getEnvironment(OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR)
     private val vocabSize = bundle.manifest.architecture.vocabSize
 
@@ -44,9 +52,15 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
      */
     private val keep = longs(1)
     private val kept = OnnxTensor.createTensor(environment, keep, longArrayOf(1))
-    private val session = orClose(kept) { load(File(bundle.directory, "model.onnx"), threads) }
-    private val cache = orClose(session, kept) {
-        KVTensors(environment, session.inputInfo, maxContext, memory)
+
+    /** Which passes an answer's tokens take, likewise; the graph reads a prefix by all of them. */
+    private val passes = orClose(kept) { flags(bundle.manifest.recurrence.plan(decoding.lCycles)) }
+    private val session = orClose(kept, passes) {
+        load(File(bundle.directory, "model.onnx"), threads)
+    }
+    private val cache = orClose(session, kept, passes) {
+        val slots = bundle.manifest.recurrence.sharedSlots(decoding.share)
+        KVTensors(environment, session.inputInfo, maxContext, memory, slots)
     }
     private val mask = longs(maxContext).apply { while (hasRemaining()) put(1) }
     private val ids = longs(maxContext)
@@ -56,6 +70,9 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
     private val lock = Any()
     private var cancelled = false
     private var running: OrtSession.RunOptions? = null
+
+    /** Within a call, a pass would find its own tokens where the last pass's should be. */
+    override val batches = decoding.share == Share.NONE
 
     override var length = 0
         private set
@@ -86,6 +103,7 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
         session.close()
         cache.close()
         kept.close()
+        passes.close()
     }
 
     /** Logits of the last [keep] of [tokens]. */
@@ -147,11 +165,19 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
         return OnnxTensor.createTensor(environment, buffer, shape)
     }
 
+    private fun flags(values: BooleanArray): OnnxTensor {
+        val bytes = ByteBuffer.allocateDirect(values.size).order(ByteOrder.nativeOrder())
+        for (value in values) bytes.put(if (value) 1 else 0)
+        bytes.rewind()
+        return OnnxTensor.createTensor(environment, bytes, longArrayOf(values.size.toLong()), OnnxJavaType.BOOL)
+    }
+
     private fun load(model: File, threads: Int): OrtSession {
         val options = OrtSession.SessionOptions()
         return try {
             options.setIntraOpNumThreads(threads)
             options.addInitializer("logits_to_keep", kept)
+            options.addInitializer("passes", passes)
             environment.createSession(model.path, options)
         } catch (error: OrtException) {
             val reason = error.message?.lineSequence()?.first()
@@ -164,28 +190,26 @@ class OnnxSession(bundle: Bundle, override val maxContext: Int, threads: Int, me
 
 /**
  * A tensor for each of [inputs] that is a past, `[1, heads, context, width]`, over memory that stays
- * where it is. The graph says what type and width it has: slots may differ in bits.
+ * where it is. The graph says what type and width it has: slots may differ in bits. A slot lies in
+ * the place of slot `kept[slot]`.
  */
 private class KVTensors(
     environment: OrtEnvironment,
     inputs: Map<String, NodeInfo>,
     context: Int,
     private val memory: CacheMemory,
+    private val kept: IntArray,
 ) : AutoCloseable {
     private val buffers = ArrayList<ByteBuffer>()
+    private val tensors = HashMap<String, OnnxTensor>() // by the place
     val past = HashMap<String, OnnxTensor>()
     val present = HashMap<String, OnnxTensor>()
 
     init {
         try {
             for ((name, input) in inputs.filterKeys { it.startsWith(PAST) }) {
-                val info = input.info as TensorInfo
-                val shape = info.shape.also { it[2] = context.toLong() }
-                val bytes = shape.fold(info.type.size.toLong(), Long::times)
-                if (bytes > Int.MAX_VALUE) throw tooLarge(context)
-                val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())
-                buffers.add(buffer)
-                val tensor = OnnxTensor.createTensor(environment, buffer, shape, info.type)
+                val (slot, part) = name.removePrefix(PAST).split(".")
+                val tensor = tensors.getOrPut("${kept[slot.toInt()]}.$part") { make(environment, input, context) }
                 past[name] = tensor
                 present["present." + name.removePrefix(PAST)] = tensor
             }
@@ -195,8 +219,18 @@ private class KVTensors(
         }
     }
 
+    private fun make(environment: OrtEnvironment, input: NodeInfo, context: Int): OnnxTensor {
+        val info = input.info as TensorInfo
+        val shape = info.shape.also { it[2] = context.toLong() }
+        val bytes = shape.fold(info.type.size.toLong(), Long::times)
+        if (bytes > Int.MAX_VALUE) throw tooLarge(context)
+        val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())
+        buffers.add(buffer)
+        return OnnxTensor.createTensor(environment, buffer, shape, info.type)
+    }
+
     override fun close() {
-        past.values.forEach(OnnxTensor::close)
+        tensors.values.forEach(OnnxTensor::close)
         buffers.forEach(memory::release)
     }
 

@@ -11,10 +11,12 @@ import kotlin.test.assertTrue
 import org.hrmedge.core.Benchmark
 import org.hrmedge.core.Bundle
 import org.hrmedge.core.Cancelled
+import org.hrmedge.core.Decoding
 import org.hrmedge.core.Finish
 import org.hrmedge.core.Manifest
 import org.hrmedge.core.Memory
 import org.hrmedge.core.Settings
+import org.hrmedge.core.Share
 import org.hrmedge.core.Stop
 import org.hrmedge.core.TestFiles
 import org.hrmedge.core.TokenEngine
@@ -32,8 +34,9 @@ class OnnxEngineTest {
         bundle: Bundle = TestFiles.bundle(8),
         context: Int = 512,
         manifest: Manifest = bundle.manifest,
+        decoding: Decoding = Decoding(),
     ): TokenEngine {
-        val session = OnnxSession(bundle, context, threads = 1, memory = heap)
+        val session = OnnxSession(bundle, context, threads = 1, memory = heap, decoding = decoding)
         return TokenEngine(manifest, session, readTokenizer(File(bundle.directory, "tokenizer.json")))
     }
 
@@ -47,19 +50,55 @@ class OnnxEngineTest {
     @Test
     fun givesTheGoldenAnswersTokenByTokenAndWithDrafts() {
         val most = TestFiles.golden.getInt("max_tokens")
-        for (bits in listOf(32, 8)) {
-            engine(TestFiles.bundle(bits)).use { engine ->
+        val ways = TestFiles.golden.getJSONObject("ways")
+        for (name in ways.keys()) {
+            val way = ways.getJSONObject(name)
+            val decoding = Decoding(
+                way.optJSONArray("l_cycles")?.ints()?.toList(),
+                Share.valueOf(way.optString("kv_share", "none").uppercase()),
+            )
+            engine(TestFiles.bundle(way.getInt("kv_bits")), decoding = decoding).use { engine ->
                 for (vector in TestFiles.golden.getJSONArray("vectors").objects()) {
                     val prefix = vector.getJSONArray("ids").ints()
-                    val expected = vector.getJSONObject("answers").getJSONArray("$bits").ints().toList()
+                    val expected = vector.getJSONObject("answers").getJSONArray(name).ints().toList()
                     for (speculate in listOf(false, true)) {
                         val settings = Settings(maxTokens = most, speculate = speculate)
                         val answer = engine.answer(prefix, settings, Stop()) {}
-                        assertEquals(expected, answer.tokens, "KV $bits, drafts $speculate: ${vector.getString("prompt")}")
+                        assertEquals(expected, answer.tokens, "KV $name, drafts $speculate: ${vector.getString("prompt")}")
                     }
                 }
             }
         }
+    }
+
+    @Test
+    fun fastTakesWhatTheBundleRecommends() {
+        val bundle = TestFiles.bundle(8)
+        val fast = bundle.manifest.fast!!
+        assertTrue(fast != Decoding(listOf(3, 3), Share.NONE), "$fast")
+        val question = TestFiles.golden.getJSONArray("vectors").getJSONObject(0).getString("prompt")
+        val named = engine(bundle, decoding = fast).use { it.ask(question).tokens }
+        val limits = Limits(context = 256, threads = 1, memory = Long.MAX_VALUE, fast = true)
+        openEngine(bundle, limits, heap).use {
+            assertEquals(named, it.answer(question, Settings(), Stop()) {}.tokens)
+        }
+    }
+
+    @Test
+    fun sharedSlotsTakeHalfTheMemory() {
+        fun bytes(decoding: Decoding): Long {
+            var sum = 0L
+            val counted = CacheMemory { size -> ByteBuffer.allocateDirect(size).also { sum += size } }
+            OnnxSession(TestFiles.bundle(8), 512, 1, counted, decoding).close()
+            return sum
+        }
+        val own = bytes(Decoding())
+        assertEquals(own / 2, bytes(Decoding(share = Share.CYCLE)))
+        assertEquals(own * 3 / 8, bytes(Decoding(share = Share.STACK)))
+        val manifest = TestFiles.bundle(8).manifest
+        assertEquals(manifest.cache.bytesPerToken / 2, manifest.with(Decoding(share = Share.CYCLE)).cache.bytesPerToken)
+        assertContains(problem { TestFiles.bundle("kv4").manifest.with(Decoding(share = Share.CYCLE)) }, "cannot be shared")
+        assertContains(problem { engine(decoding = Decoding(listOf(1))) }, "takes 2 numbers of 1 to 3")
     }
 
     /** Made on this machine: at these roundings, answers of different processors may differ. */
