@@ -68,7 +68,6 @@ def served(bundle: Path, vector: dict[str, Any]) -> str:
 def main() -> int:
     """Compare and print; the exit code."""
     directory, limit = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    model: Model | None = None
     golden = json.loads((directory / "golden.json").read_text(encoding="utf-8"))
     vectors = golden["vectors"][: limit or None]
     system = f"{platform.machine()}, {' '.join(platform.libc_ver())}, Python "
@@ -83,7 +82,8 @@ def main() -> int:
         found = differences(model, vectors, name, golden["max_tokens"])
         print(f"| int4, KV {name} | {len(vectors) - len(found)} of {len(vectors)} |", flush=True)
         failed += found
-    expected = model.tokenizer.decode(vectors[0]["answers"]["8"])
+    tokenizer = load(directory / "kv8", threads=1).tokenizer
+    expected = tokenizer.decode(vectors[0]["answers"]["8"])
     text = served(directory / "kv8", vectors[0])
     print(f"\n`hrm-edge serve` answered {text!r}")
     failed += [] if text == expected else [f"serve: {text!r}, not {expected!r}"]

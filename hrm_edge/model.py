@@ -7,7 +7,7 @@ files; `training/` supplies masks for packed rows, and this file only those of a
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -197,10 +197,13 @@ class Stack(nn.Module):
         return magic_norm(x, skip, self.eps)[0]
 
 
-def passes_with_gradient(config: HRMTextConfig, bp_passes: int | None) -> tuple[bool, ...]:
+def passes_with_gradient(
+    config: HRMTextConfig, bp_passes: int | None, plan: Sequence[bool] | None = None
+) -> tuple[bool, ...]:
     """For each pass of one token (L L L H L L L H), whether back-propagation reaches it.
 
-    None = all. Otherwise `bp_passes` >= 2 counted from the end of each stack's passes, H first:
+    `plan`: which of them run (None = all), see HRMTextConfig.plan; the others do not count. None =
+    all. Otherwise `bp_passes` >= 2 counted from the end of each stack's passes, H first:
     h = min(H_cycles, bp_passes - 1), l = bp_passes - h (the reference trainer's
     hrm_nocarry_bp_warmup; an H pass may so carry gradient while an L pass after it does not).
     """
@@ -210,11 +213,14 @@ def passes_with_gradient(config: HRMTextConfig, bp_passes: int | None) -> tuple[
     assert bp_passes >= 2, f"bp_passes is {bp_passes}; one pass of each stack is the least"
     h = min(config.H_cycles, bp_passes - 1)
     budget = {"H": h, "L": bp_passes - h}
-    left = {"H": config.H_cycles, "L": config.H_cycles * config.L_cycles}
+    runs = (True,) * len(passes) if plan is None else plan
+    left = {
+        s: sum(run for stack, run in zip(passes, runs, strict=True) if stack == s) for s in "HL"
+    }
     reached = []
-    for stack in passes:
-        reached.append(left[stack] <= budget[stack])
-        left[stack] -= 1
+    for stack, run in zip(passes, runs, strict=True):
+        reached.append(run and left[stack] <= budget[stack])
+        left[stack] -= run
     return tuple(reached)
 
 
@@ -237,16 +243,16 @@ class Recurrence(nn.Module):
         mask: Mask,
         cache: KVCache | None,
         bp_passes: int | None,
-        h_cycles: int | None = None,
+        plan: Sequence[bool] | None = None,
     ) -> Tensor:
-        """ids [B, S] -> z_H [B, S, D] after `h_cycles` cycles, all H_cycles of them by default."""
+        """ids [B, S] -> z_H [B, S, D] after the passes of `plan` (None = all)."""
         layers = self.config.layers_per_stack
         z_h = self.embed_tokens(ids) * self.config.embedding_scale
         z_l = self.z_L_init.to(z_h.dtype).expand_as(z_h)
-        reached = passes_with_gradient(self.config, bp_passes)
-        cycles = self.config.H_cycles if h_cycles is None else h_cycles
-        assert 1 <= cycles <= self.config.H_cycles, f"{cycles} of {self.config.H_cycles} cycles"
-        for i, stack in enumerate(self.config.passes[: cycles * (self.config.L_cycles + 1)]):
+        reached = passes_with_gradient(self.config, bp_passes, plan)
+        for i, stack in enumerate(self.config.passes):
+            if plan is not None and not plan[i]:
+                continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and reached[i]):
                 if stack == "L":
                     z_l = self.L_module(z_l, z_h, rotary, mask, cache, i * layers)
@@ -274,7 +280,7 @@ class HRMText(nn.Module):
         cache: KVCache | None = None,
         bp_passes: int | None = None,
         select: Tensor | None = None,
-        h_cycles: int | None = None,
+        plan: Sequence[bool] | None = None,
     ) -> Tensor:
         """Logits for token ids [B, S] (int64): [B, S, V], or [n, V] of the `select`ed positions.
 
@@ -284,7 +290,7 @@ class HRMText(nn.Module):
         positions: [B, S] for the rotary embedding; None counts on from the cache.
         bp_passes: how many stack passes back-propagation reaches; None is all of them.
         select: bool [B, S], or flat indices into B*S: the head is applied there only.
-        h_cycles: read the logits off z_H after so many H cycles; None is all of them.
+        plan: which passes to run, as HRMTextConfig.plan says it; None is all of them.
         """
         start = cache.length if cache is not None else 0
         if positions is None:
@@ -292,7 +298,7 @@ class HRMText(nn.Module):
         if mask is None and (start or not self.config.prefix_lm):
             mask = causal_mask(ids.shape[1], start, ids.device)
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
-        hidden = self.model(ids, rotary, mask, cache, bp_passes, h_cycles)
+        hidden = self.model(ids, rotary, mask, cache, bp_passes, plan)
         if cache is not None:
             cache.length += ids.shape[1]
         if select is not None:

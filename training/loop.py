@@ -32,7 +32,7 @@ from .packing import Rows, Stream, build_rows
 from .plots import plot_run
 from .prepare import Corpus, prepare
 from .qat import add_qat
-from .schedule import bp_passes, learning_rate
+from .schedule import bp_passes, learning_rate, plan
 from .weights import load_model, load_weights, new_model, save_model
 
 
@@ -200,7 +200,8 @@ class Run:
         began, step = time.perf_counter(), self.progress.step + 1
         horizon = bp_passes(self.config.optimizer, step, self.steps)
         rows = self._next_rows()
-        sums = self._accumulate(rows, horizon)
+        chosen = plan(self.config.optimizer, self.model.config, self.config.run.seed, step)
+        sums = self._accumulate(rows, horizon, chosen)
         self._check_finite(step, sums[0].item())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.optimizer, step, self.steps)
@@ -218,7 +219,7 @@ class Run:
         rows = build_rows(self.corpus.train, mine, length, self.config.data.loss_on)
         return rows.to(self.world.device)
 
-    def _accumulate(self, rows: Rows, horizon: int) -> torch.Tensor:
+    def _accumulate(self, rows: Rows, horizon: int, chosen: tuple[bool, ...]) -> torch.Tensor:
         """Back-propagate every micro-batch; return loss, targets, hits, used over all."""
         local = torch.tensor([len(rows.select)], device=rows.ids.device, dtype=torch.float64)
         targets = self.world.total(local.clone())
@@ -226,7 +227,7 @@ class Run:
         weight = self.config.optimizer.early_exit
         for micro in _micro_batches(rows, self.config.run.micro_rows):
             with self._autocast():
-                result = outcome(self.model, micro, horizon, weight > 0, self.teacher)
+                result = outcome(self.model, micro, horizon, weight > 0, self.teacher, chosen)
             loss = result.losses.sum()
             if result.early is not None:
                 loss = loss + weight * result.early.sum()

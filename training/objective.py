@@ -4,6 +4,7 @@ Against the data's tokens, or against a teacher's distributions over them (disti
 al., arXiv 1503.02531, at temperature 1).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,21 +36,26 @@ def outcome(
     bp_passes: int | None = None,
     early: bool = False,
     teacher: HRMText | None = None,
+    plan: Sequence[bool] | None = None,
 ) -> Outcome:
     """Run packed rows and score every supervised position; the head runs on those only.
 
     `early` runs the first H cycle once more, with gradients through all of its passes: the horizon
     of `bp_passes` reaches them late or never, and cutting it elsewhere would change the main loss.
+    `plan` says which passes run in the main loss (None = all).
     With a `teacher` the losses are those against its distributions; hits stay the data's.
     """
     select, mask = rows.select, attention_mask(rows, model.config.prefix_lm)
     targets = rows.targets.flatten()[select]
     inputs = {"mask": mask, "positions": rows.positions, "select": select}
     run = partial(model, rows.ids, **inputs)
-    logits = run(bp_passes=bp_passes)
+    logits = run(bp_passes=bp_passes, plan=plan)
     with torch.no_grad():
         hits = logits.argmax(-1) == targets
         expected = targets if teacher is None else teacher(rows.ids, **inputs).float().softmax(-1)
     losses = F.cross_entropy(logits.float(), expected, reduction="none")
-    first = F.cross_entropy(run(h_cycles=1).float(), expected, reduction="none") if early else None
+    first = None
+    if early:
+        shallow = run(plan=model.config.plan(h_cycles=1))
+        first = F.cross_entropy(shallow.float(), expected, reduction="none")
     return Outcome(select, losses, hits, first)

@@ -1,6 +1,9 @@
 """What changes with the step: the learning rate and the back-propagation horizon."""
 
 import math
+import random
+
+from hrm_edge.config import HRMTextConfig
 
 from .config import OptimizerSettings
 
@@ -22,3 +25,16 @@ def bp_passes(settings: OptimizerSettings, step: int, steps: int) -> int:
     warmup = steps * settings.bp_warmup
     progress = min(1.0, step / warmup) if warmup > 0 else 1.0
     return settings.bp_min + int(progress * (settings.bp_max - settings.bp_min))
+
+
+def plan(
+    settings: OptimizerSettings, config: HRMTextConfig, seed: int, step: int
+) -> tuple[bool, ...]:
+    """Which passes run at `step`: all, or in the share `fewer_passes` of the steps a random plan.
+
+    It follows from seed and step alone, so that all processes, and a resumed run, draw the same.
+    """
+    draw = random.Random(f"plan {seed} {step}")
+    if draw.random() >= settings.fewer_passes:
+        return config.plan()
+    return config.plan([draw.randint(1, config.L_cycles) for _ in range(config.H_cycles)])

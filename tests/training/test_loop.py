@@ -23,11 +23,13 @@ from hrm_edge.training import checkpointing, loop, train
 from hrm_edge.training.config import load_config
 from hrm_edge.training.objective import Outcome
 from hrm_edge.training.packing import Rows
+from hrm_edge.training.schedule import plan as plan_of
 from hrm_edge.training.weights import load_model
 from tiny_training import TINY, letters, metrics
 
 pytestmark = pytest.mark.slow
 
+Plan = tuple[bool, ...]
 STATES = ["step-00000008", "step-00000012"]
 
 
@@ -212,9 +214,9 @@ def test_an_early_exit_is_learned_where_it_is_asked_for(
     honest = loop.outcome
 
     def watched(
-        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None
+        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None, plan: Plan
     ) -> Outcome:
-        result = honest(model, rows, horizon, early, teacher)
+        result = honest(model, rows, horizon, early, teacher, plan)
         assert (result.early is not None) == early
         with torch.no_grad():
             first = honest(model, rows, horizon, True).early
@@ -229,6 +231,41 @@ def test_an_early_exit_is_learned_where_it_is_asked_for(
     without, learned = seen[:12], seen[12:]
     assert without[0] == pytest.approx(learned[0])
     assert learned[-1] < 0.7 * without[-1] and learned[-1] < learned[0]
+
+
+def test_steps_with_fewer_passes_are_drawn_by_their_number(run: Path) -> None:
+    config = Checkpoint.open(run / "checkpoint").config
+    often = replace(TINY.optimizer, fewer_passes=0.5)
+    drawn = [plan_of(often, config, 0, step) for step in range(1, 201)]
+    assert drawn == [plan_of(often, config, 0, step) for step in range(1, 201)]
+    assert drawn != [plan_of(often, config, 1, step) for step in range(1, 201)]
+    assert 80 < sum(map(all, drawn)) < 170
+    assert len(set(drawn)) == config.L_cycles**config.H_cycles
+    assert all(all(plan_of(TINY.optimizer, config, 0, step)) for step in range(1, 50))
+
+
+def test_the_passes_of_a_step_are_those_that_were_drawn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Plan] = []
+    honest = loop.outcome
+
+    def watched(
+        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None, plan: Plan
+    ) -> Outcome:
+        seen.append(plan)
+        found = honest(model, rows, horizon, early, teacher, plan)
+        whole = honest(model, rows, horizon, early, teacher)
+        same = torch.equal(found.losses, whole.losses)
+        assert same == all(plan)
+        return found
+
+    monkeypatch.setattr(loop, "outcome", watched)
+    often = replace(TINY.optimizer, fewer_passes=0.7)
+    out = train(replace(TINY, optimizer=often), data, tmp_path / "run", quiet=True)
+    config = Checkpoint.open(out).config
+    assert seen == [plan_of(often, config, TINY.run.seed, step) for step in range(1, 13)]
+    assert len(set(seen)) > 3
 
 
 def test_lora_changes_the_projections_and_nothing_else(
@@ -252,9 +289,9 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
     honest, calls = loop.outcome, []
 
     def broken(
-        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None
+        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None, plan: Plan
     ) -> Outcome:
-        result = honest(model, rows, horizon, early, teacher)
+        result = honest(model, rows, horizon, early, teacher, plan)
         calls.append(1)
         return replace(result, losses=result.losses * (float("nan") if len(calls) == 6 else 1))
 

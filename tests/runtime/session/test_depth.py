@@ -61,7 +61,9 @@ def test_logits_are_those_of_a_model_that_has_so_many_cycles(
     cache = KVCache(ours.config, 1, 64)
     with torch.no_grad():
         rows = [
-            ours(torch.tensor([ids]), cache=cache, h_cycles=h_cycles)[0, -1].numpy()
+            ours(torch.tensor([ids]), cache=cache, plan=ours.config.plan(h_cycles=h_cycles))[
+                0, -1
+            ].numpy()
             for ids in (PROMPT, *([token] for token in REST))
         ]
     assert_close(np.stack(rows), expected)
