@@ -19,6 +19,7 @@ from .session.protocol import Session
 
 MOST = 15  # drafted tokens in a call
 WINDOW = 5  # calls of a size whose times are remembered
+FEW = 3  # of them, below which a drafter that costs is given the benefit of the doubt
 SLOPE = 0.25  # assumed cost of a further token in a call, in calls of one, until measured
 GAIN = 1.08  # by how much drafting must promise to be faster before it is done
 MEMORY = 0.9  # weight of the past in a drafter's acceptance within an answer, a call
@@ -150,13 +151,27 @@ class Experience:
         ones = [min(seen) / _assumed(n) for n, seen in self._seen.items()]
         return min(ones, default=1.0) * _assumed(size)
 
+    def hoped(self, size: int) -> float:
+        """`of`, or what is assumed if that is less and few calls of the size were timed yet.
+
+        A call's first time is often its slowest, and would put off a drafter that costs for long.
+        """
+        assumed = self.of(1) * _assumed(size)
+        return min(self.of(size), assumed) if self._few(self._seen.get(size)) else self.of(size)
+
+    @staticmethod
+    def _few(times: deque[float] | None) -> bool:
+        return len(times or ()) < FEW
+
     def drafted(self, drafter: Drafter, seconds: float) -> None:
         """Remember what a drafted token took."""
         self._drafting.setdefault(drafter.name, deque(maxlen=WINDOW)).append(seconds)
 
     def drafting(self, drafter: Drafter) -> float:
-        """Expected seconds of a drafted token."""
-        return min(self._drafting.get(drafter.name, ()), default=drafter.cost * self.of(1))
+        """Expected seconds of a drafted token, as `hoped` of a call."""
+        times, assumed = self._drafting.get(drafter.name), drafter.cost * self.of(1)
+        measured = min(times or (), default=assumed)
+        return min(measured, assumed) if self._few(times) else measured
 
     def trust(self, drafter: Drafter) -> float:
         """The share of its tokens that proved right of late, or what it begins with."""
@@ -205,8 +220,8 @@ class Pace:
         started, self._idle = time.perf_counter(), 0
         guess = self.drafter.propose(answer, count)
         if guess and self._warm:  # its first guess reads the prompt
-            seconds = (time.perf_counter() - started) / len(guess)
-            self._learned.drafted(self.drafter, seconds)
+            made = min(len(guess) + 1, count)  # it ends where it finds the answer's end
+            self._learned.drafted(self.drafter, (time.perf_counter() - started) / made)
         self._warm = True
         return guess
 
@@ -217,12 +232,13 @@ class Pace:
     def promise(self, limit: int) -> tuple[int, float]:
         """(that number, the tokens a second it promises); 0 where drafting does not pay."""
         right, own = self._right / self._tried, self._learned.drafting(self.drafter)
+        seconds = self._learned.hoped if self.drafter.cost else self._learned.of
         best, most = 0, GAIN / self._learned.of(1)
         expected = chance = 1.0
         for k in range(1, min(MOST, limit) + 1):
             chance *= right  # that the first k tokens are right
             expected += chance
-            rate = expected / (self._learned.of(k + 1) + k * own)
+            rate = expected / (seconds(k + 1) + k * own)
             if rate > most * (1 + 1e-9):
                 best, most = k, rate
         return best, most
