@@ -61,14 +61,17 @@ def line(row: dict[str, Any]) -> list[str]:
 
 
 def alive(plans: Plans, found: Sequence[np.ndarray]) -> np.ndarray:
-    """Of the answers longer than n tokens, the share whose first n + 1 tokens are the same; [n]."""
+    """Of the answers longer than n tokens, the share whose first n + 1 tokens are the same; [n].
+
+    It ends where fewer than a tenth of the answers are as long.
+    """
     longest = max(len(sample.answer) for sample in plans.told)
     same, there = np.zeros(longest), np.zeros(longest)
     for sample, logits in zip(plans.told, found, strict=True):
         hits = logits.argmax(-1) == np.array(sample.answer)
         same[: len(hits)] += np.logical_and.accumulate(hits)
         there[: len(hits)] += 1
-    return same / there
+    return (same / there)[there >= 0.1 * len(plans.told)]
 
 
 def measured(bundle: Bundle, samples: list[Sample]) -> tuple[list[dict], dict[str, list[float]]]:

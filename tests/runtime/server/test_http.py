@@ -102,6 +102,22 @@ def test_what_is_out_of_range_is_refused_in_openais_form(
     assert error["message"] and "\n" not in error["message"]
 
 
+def test_a_request_brings_its_own_plan(model: Model) -> None:
+    cycles = model.manifest.model.H_cycles
+    least = [1] * cycles
+    expected = model.generate("Hello", max_tokens=12, l_cycles=least)
+    assert expected.tokens != model.generate("Hello", max_tokens=12).tokens
+    with serving(model) as running:
+        body = {"prompt": "Hello", "max_tokens": 12}
+        answer = post(running, body | {"l_cycles": least}).json()["choices"][0]["text"]
+        assert answer == expected.text
+        assert post(running, body).json()["choices"][0]["text"] != expected.text
+        for plan in (least[1:], [99] * cycles, [0] * cycles, "1,2"):
+            refused = post(running, body | {"l_cycles": plan})
+            assert refused.status_code == 400, plan
+            assert refused.json()["error"]["param"].startswith("l_cycles")
+
+
 def test_other_paths_methods_types_and_hosts_are_refused(running: Running) -> None:
     assert httpx.get(f"{running.url}/v2").json()["error"]["code"] == "not_found"
     assert httpx.get(f"{running.url}/v1/completions").status_code == 405
