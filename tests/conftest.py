@@ -46,3 +46,12 @@ def run_cli() -> Callable[..., tuple[int, str, str]]:
         return result.exit_code, result.stdout, result.stderr
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_plans() -> None:
+    """Random models never end an answer; measuring their plans is for test_plans.py."""
+    from hrm_edge.export.evaluate import plans
+
+    plans.TOKENS = 1
+    plans.LONGEST = 24

@@ -24,6 +24,7 @@ from ..reference.figures import Tally
 from .run_onnx import Loaded, Runner
 
 LONGEST = 256  # tokens of an answer that are looked at
+TOKENS = 512  # of all answers together, at export: some seconds for a small model
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,29 @@ def choices(config: HRMTextConfig, shares: Sequence[str]) -> Iterator[Choice]:
 
 
 class Plans:
-    """A loaded bundle's own answers to samples, and how every choice reads them."""
+    """A loaded bundle's own answers to samples, and how every choice reads them.
 
-    def __init__(self, bundle: Bundle, samples: Sequence[Sample]) -> None:
+    `tokens`: after so many, further samples are left out (None: none is).
+    """
+
+    def __init__(
+        self, bundle: Bundle, samples: Sequence[Sample], tokens: int | None = None
+    ) -> None:
         self.manifest, self._model = bundle.manifest, Loaded.open(bundle.path / ONNX_MODEL)
         self._longest = min(
             max(len(sample.prompt) for sample in samples) + LONGEST, self.manifest.max_seq_len
         )
-        self.samples, self.told, self.expected = samples, list[Sample](), list[np.ndarray]()
+        self.told, self.expected, total = list[Sample](), list[np.ndarray](), 0
         usual = self._runner(self.manifest.model.plan(), None)
         for sample in track(samples, "answer"):
+            if tokens is not None and total >= tokens:
+                break
             most = min(LONGEST, self._longest - len(sample.prompt))
-            tokens, logits = usual.answer(sample.prompt, self.manifest.eos_token_ids, most)
-            self.told.append(replace(sample, answer=tuple(tokens)))
+            answer, logits = usual.answer(sample.prompt, self.manifest.eos_token_ids, most)
+            self.told.append(replace(sample, answer=tuple(answer)))
             self.expected.append(logits)
+            total += len(answer)
+        self.samples = samples[: len(self.told)]
 
     def read(self, choice: Choice) -> tuple[list[np.ndarray], list[bool]]:
         """(logits of the told answers by that choice, whether its own answers are the samples')."""
@@ -123,7 +133,7 @@ class Plans:
 def measure_plans(bundle: Bundle, samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
     """The manifest's `quality.fast`: a row for each choice, and the one recommended."""
     shares = ("none",) if bundle.manifest.kv_cache.fitted else ("none", "cycle")
-    plans = Plans(bundle, samples)
+    plans = Plans(bundle, samples, TOKENS)
     rows = [plans.row(c) for c in track(list(choices(bundle.manifest.model, shares)), "plans")]
     tokens = [len(sample.answer) for sample in plans.told]
     about = {"answers": len(tokens), "tokens": sum(tokens), "longest": max(tokens)}

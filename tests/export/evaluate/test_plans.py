@@ -12,6 +12,7 @@ import pytest
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
+from hrm_edge.export.evaluate import plans
 from hrm_edge.export.evaluate.plans import Choice, Limits, Plans, choices, recommended
 from hrm_edge.export.evaluate.report import Gate
 from hrm_edge.numerics import log_softmax
@@ -88,6 +89,17 @@ def test_figures_are_those_of_the_runtime(loose: Bundle, choice: tuple) -> None:
     )
     assert found["top1"] == pytest.approx(np.concatenate(agreed).mean(), abs=1e-6)
     assert found["same_answers"] == pytest.approx(np.mean([a.all() for a in agreed]), abs=1e-6)
+
+
+def test_long_answers_are_looked_at_but_not_for_ever(
+    loose: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model never ends an answer: the first two fill what is looked at."""
+    monkeypatch.setattr(plans, "LONGEST", 256)
+    monkeypatch.setattr(plans, "TOKENS", 300)
+    fast = plans.measure_plans(loose, random_samples(3), Limits())
+    assert fast["longest"] >= 200
+    assert fast["answers"] == 2
 
 
 def test_the_exact_plan_is_itself(loose: Bundle) -> None:
