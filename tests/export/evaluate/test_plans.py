@@ -94,12 +94,12 @@ def test_figures_are_those_of_the_runtime(loose: Bundle, choice: tuple) -> None:
 def test_long_answers_are_looked_at_but_not_for_ever(
     loose: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A random model never ends an answer: the first two fill what is looked at."""
+    """A random model seldom ends an answer: a few fill what is looked at."""
     monkeypatch.setattr(plans, "LONGEST", 256)
     monkeypatch.setattr(plans, "TOKENS", 300)
-    fast = plans.measure_plans(loose, random_samples(3), Limits())
+    fast = plans.measure_plans(loose, random_samples(20), Limits())
     assert fast["longest"] >= 200
-    assert fast["answers"] == 2
+    assert fast["answers"] < 20 and 300 <= fast["tokens"] < 300 + 256
 
 
 def test_the_exact_plan_is_itself(loose: Bundle) -> None:
