@@ -63,7 +63,10 @@ class Server:
         if self.model.guide is not None:
             self.model.guide.trial = self.trial
         self.names, self.created = Names(self.model.tokenizer), int(time.time())
-        self._completion, self._chat = completion_type(self.name), chat_type(self.name)
+        architecture = self.model.manifest.model
+        cycles = (architecture.H_cycles, architecture.L_cycles)
+        self._completion = completion_type(self.name, cycles)
+        self._chat = chat_type(self.name, cycles)
         self.document = openapi((self._completion, self._chat), self.name)
         self.page, self.page_headers = server_page.page()
         self.app = Guard(self._routes(), self.access, self._count)

@@ -90,8 +90,9 @@ def _number(name: str) -> Field:
     return name, _bound(row.kind, description=says, **bounds) | None, None
 
 
-def _common(model: str) -> list[Field]:
-    stop = _bound(str, min_length=1)
+def _common(model: str, cycles: tuple[int, int]) -> list[Field]:
+    stop, (h, most) = _bound(str, min_length=1), cycles
+    passes, plan = _bound(int, ge=1, le=most), TABLE["l_cycles"].option.help
     bias = TABLE["logit_bias"].option
     biases = dict[str, _bound(float, ge=bias.low, le=bias.high)]  # type: ignore[misc]
     return [
@@ -101,7 +102,11 @@ def _common(model: str) -> list[Field]:
         ("condition", str | None, None),
         ("logit_bias", _bound(biases, max_length=1000) | None, None),
         ("stop", stop | _bound(list[stop], max_length=MOST_STOPS) | None, None),
-        ("l_cycles", _bound(list[_bound(int, ge=1, le=1000)], min_length=1) | None, None),
+        (
+            "l_cycles",
+            _bound(list[passes], min_length=h, max_length=h, description=plan) | None,
+            None,
+        ),
         ("regex", LINE | None, None),
         ("grammar", LINE | None, None),
         ("response_format", Plain | JsonObject | JsonSchema | None, None),
@@ -111,8 +116,8 @@ def _common(model: str) -> list[Field]:
     ]
 
 
-def completion_type(model: str) -> type[Struct]:
-    """The body of /v1/completions to a server of `model`.
+def completion_type(model: str, cycles: tuple[int, int]) -> type[Struct]:
+    """The body of /v1/completions to a server of `model`, whose H and L cycles are `cycles`.
 
     A text is put in the model's prompt format, token ids are taken as they are; several of either
     are several prompts.
@@ -125,11 +130,11 @@ def completion_type(model: str) -> type[Struct]:
         ("best_of", _bound(int, ge=1, le=MAX_CHOICES) | None, None),
         ("suffix", None, None),
     ]
-    return _body("completion", own, model)
+    return _body("completion", own, _common(model, cycles))
 
 
-def chat_type(model: str) -> type[Struct]:
-    """The body of /v1/chat/completions to a server of `model`."""
+def chat_type(model: str, cycles: tuple[int, int]) -> type[Struct]:
+    """The body of /v1/chat/completions to a server of `model`; see `completion_type`."""
     own = [
         ("messages", _bound(list[Message], min_length=1, max_length=1000)),
         ("logprobs", Flag, None),
@@ -138,13 +143,13 @@ def chat_type(model: str) -> type[Struct]:
         ("tools", _bound(list[Any], max_length=0) | None, None),
         ("tool_choice", Literal["none", "auto", None], None),
     ]
-    return _body("chat", own, model)
+    return _body("chat", own, _common(model, cycles))
 
 
-def _body(name: str, own: list[Any], model: str) -> type[Struct]:
+def _body(name: str, own: list[Any], common: list[Field]) -> type[Struct]:
     taken = {field[0] for field in own}
-    common = [field for field in _common(model) if field[0] not in taken]
-    return defstruct(name, [*own, *common], forbid_unknown_fields=True, kw_only=True)
+    rest = [field for field in common if field[0] not in taken]
+    return defstruct(name, [*own, *rest], forbid_unknown_fields=True, kw_only=True)
 
 
 def parse_json(body: bytes) -> Any:

@@ -13,7 +13,7 @@ from hrm_edge.bundle import Bundle, describe_files
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
-from hrm_edge.runtime import Model, load
+from hrm_edge.runtime import Model, engine, load
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.session.onnx_session import OnnxSession
 from hrm_edge.runtime.session.opening import open_session
@@ -114,11 +114,21 @@ def test_drafts_are_the_shallowest_plan_and_leave_nothing_behind(exact: Bundle) 
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def models(request: pytest.FixtureRequest, exact: Bundle) -> tuple[Model, Model, int]:
     """(without drafts, drafting, how many tokens at a time)."""
-    return load(exact.path, threads=1), load(exact.path, threads=1), request.param
+    drafting = load(exact.path, threads=1, draft="shallow")
+    return load(exact.path, threads=1), drafting, request.param
 
 
 def always(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     monkeypatch.setattr(Pace, "promise", lambda self, limit: (min(length, limit), 1.0))
+
+
+def test_a_model_drafts_for_itself_by_default(exact: Bundle, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "_shallow", engine._shallow.__dict__["honest"])
+    always(monkeypatch, 2)
+    model = load(exact.path, threads=1)
+    assert model.draft is model.session
+    assert model.generate("zq", max_tokens=20).stats.drafted > 0
+    assert load(exact.path, threads=1, kv_share="cycle").draft is None
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -159,7 +169,7 @@ def test_drafts_stop_at_the_end_of_the_context_and_of_the_answer(
 
 def test_a_plan_goes_with_drafts_of_its_own(exact: Bundle, monkeypatch) -> None:
     always(monkeypatch, 3)
-    model = load(exact.path, threads=1, l_cycles=(2, 3))
+    model = load(exact.path, threads=1, l_cycles=(2, 3), draft="shallow")
     expected = model.generate("abcabc", max_tokens=30, speculate=False)
     done = model.generate("abcabc", max_tokens=30)
     assert done.tokens == expected.tokens and done.stats.drafted > 0
