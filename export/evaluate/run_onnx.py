@@ -5,7 +5,7 @@ for text that grows; here every token is known, so two calls a sample are enough
 cache slots it takes one call a token: within a call, a pass would see its own tokens there.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +106,3 @@ class Runner:
         self._binding.bind_output(LOGITS)
         self._session.run_with_iobinding(self._binding)
         return self._binding.get_outputs()[-1].numpy()[0].astype(np.float32)
-
-
-def run(model: Path, samples: Sequence[Sample]) -> Iterator[np.ndarray]:
-    """`Runner.logits` of each sample."""
-    runner = Runner(model, max(len(sample.inputs) for sample in samples))
-    for sample in samples:
-        yield runner.logits(sample)

@@ -80,4 +80,5 @@ def _stream(model: Model, ids: list[int], settings: Settings, ask: Ask) -> Itera
             f"there is nothing to score after {PROMPT_END}: a prefix is read in both directions, "
             f"so only the answer behind it has log-probabilities; send prefix{PROMPT_END}answer"
         )
-    return score(model, ids[:cut], ids[cut:], settings.logprobs or 0, ask.more)
+    model.session.plan(settings.l_cycles)  # refuses what it cannot run
+    return score(model, ids[:cut], ids[cut:], settings, ask.more)

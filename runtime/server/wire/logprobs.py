@@ -10,6 +10,7 @@ from hrm_edge.prompt import Tokenizer
 
 from ...engine import Model, Piece, Stats
 from ...sampling import Choice, make_chooser
+from ...settings import Settings
 
 SCORED_AT_ONCE = 32  # tokens a call, so that logits stay small and a cancel is heard
 
@@ -62,7 +63,7 @@ def text_logprobs(pieces: Sequence[Piece], names: Names, offset: int = 0) -> dic
 
 
 def score(
-    model: Model, prefix: list[int], answer: list[int], top: int, more: int
+    model: Model, prefix: list[int], answer: list[int], settings: Settings, more: int
 ) -> Iterator[Piece]:
     """`prefix` and `answer` as pieces, those of the answer with the model's log-probabilities.
 
@@ -70,7 +71,8 @@ def score(
     tokens to add, greedily. The last piece has stats, as one of an answer has.
     """
     started, held = time.perf_counter(), list[Piece]()
-    logits = model.session.start(prefix)
+    top = settings.logprobs or 0
+    logits = model.session.start(prefix, settings.l_cycles)
     ready = time.perf_counter()
     for piece in (Piece(_text(model, token), token) for token in prefix):
         held.append(piece)

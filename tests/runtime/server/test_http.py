@@ -112,6 +112,17 @@ def test_a_request_brings_its_own_plan(model: Model) -> None:
         answer = post(running, body | {"l_cycles": least}).json()["choices"][0]["text"]
         assert answer == expected.text
         assert post(running, body).json()["choices"][0]["text"] != expected.text
+        scored = {
+            "prompt": "<|im_start|>Hi<|im_end|>abc",
+            "echo": True,
+            "logprobs": 0,
+            "max_tokens": 0,
+        }
+        whole, fewer = (
+            post(running, scored | more).json()["choices"][0]["logprobs"]["token_logprobs"]
+            for more in ({}, {"l_cycles": least})
+        )
+        assert whole != fewer
         for plan in (least[1:], [99] * cycles, [0] * cycles, "1,2"):
             refused = post(running, body | {"l_cycles": plan})
             assert refused.status_code == 400, plan
