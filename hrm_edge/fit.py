@@ -38,13 +38,14 @@ def need(manifest: Manifest, context: int) -> Need:
 
 
 def _activations(manifest: Manifest, context: int) -> int:
-    """Per token the projections of a block and its residuals; per pair of tokens the attention
-    bias and one head's scores for each head, all float32; twice, since ONNX Runtime's arena grows
-    by powers of two (measured at HRM-Text-1B's shape: 2.4 times at 512 tokens, 2.0 at 2048)."""
+    """Per token the projections of a block and its residuals, float32, three times, since ONNX
+    Runtime's arena grows by powers of two (measured at HRM-Text-1B's shape: 2.5 times at 512
+    tokens, 3.1 at 2048); per pair of tokens the scores of all heads, which it holds where it does
+    not know the size of the processor's cache, as on ARM. All is given back after the prompt."""
     model = manifest.model
     per_token = 2 * model.intermediate_size + 6 * model.attention_size + 4 * model.hidden_size
-    pairs = 1 + model.num_attention_heads
-    return 2 * 4 * (context * per_token + context * context * pairs + model.vocab_size)
+    scores = context * context * model.num_attention_heads
+    return 4 * (3 * context * per_token + scores + model.vocab_size)
 
 
 def largest_context(manifest: Manifest, room: int) -> int:

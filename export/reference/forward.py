@@ -34,7 +34,10 @@ class Variant:
     def cache(
         self, name: str, turn: int, k: np.ndarray, v: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What attention reads instead of k and v [T, heads, head_dim]; `name` made them."""
+        """What attention reads instead of k and v [T, heads, head_dim]; `name` made them.
+
+        Within a prefix it reads k and v as they are.
+        """
         return k, v
 
 
@@ -49,10 +52,12 @@ class Batch:
     """Samples as rows. `groups` are samples of equal length: their rows [n, S] and masks [n, S, S].
 
     `scored` are the rows that predict the answers' tokens, `targets`, in the samples' order.
+    `prefix` says of each row whether it belongs to one.
     """
 
     ids: np.ndarray  # [T]
     positions: np.ndarray  # [T]
+    prefix: np.ndarray  # bool [T]
     groups: tuple[tuple[np.ndarray, np.ndarray], ...]
     scored: np.ndarray
     targets: np.ndarray
@@ -62,14 +67,12 @@ class Batch:
     def of(cls, samples: Sequence[Sample], prefix_lm: bool = True) -> "Batch":
         lengths = np.array([len(s.inputs) for s in samples])
         starts = np.cumsum(lengths) - lengths
+        prompts = np.array([len(s.prompt) if prefix_lm else 0 for s in samples])
         groups = []
         for length in np.unique(lengths):
             members = np.flatnonzero(lengths == length)
             rows = starts[members, None] + np.arange(length)
-            prefix = np.array(
-                [len(samples[m].prompt) if prefix_lm else 0 for m in members.tolist()]
-            )
-            inside = np.arange(length) < prefix[:, None]
+            inside = np.arange(length) < prompts[members, None]
             both = inside[:, :, None] & inside[:, None, :]
             groups.append((rows, both | np.tri(length, dtype=bool)))
         scored = [
@@ -79,6 +82,9 @@ class Batch:
         return cls(
             ids=np.concatenate([s.inputs for s in samples]),
             positions=np.concatenate([np.arange(n) for n in lengths]),
+            prefix=np.concatenate(
+                [np.arange(n) < p for n, p in zip(lengths, prompts, strict=True)]
+            ),
             groups=tuple(groups),
             scored=np.concatenate(scored),
             targets=np.concatenate([s.answer for s in samples]),
@@ -185,8 +191,11 @@ class _Run:
             gate, q, k, v = np.split(gqkv, 4, axis=-1)
             q, k, v = (part.reshape(len(part), -1, self.config.head_dim) for part in (q, k, v))
             q, k = (rotate_half(part, self.cos, self.sin) for part in (q, k))
-            k, v = variant.cache(projection, turn, k, v)
-            gated.append(_sigmoid(gate) * self._mix(q, k, v))
+            kept = variant.cache(projection, turn, k, v)
+            mixed = self._mix(q, *kept)
+            if kept[0] is not k:  # the prefix attends before the cache rounds
+                mixed = np.where(self.batch.prefix[:, None], self._mix(q, k, v), mixed)
+            gated.append(_sigmoid(gate) * mixed)
         return self._linear(f"{name}{OUT}.weight", turn, gated)
 
     def _mix(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:

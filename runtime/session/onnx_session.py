@@ -25,6 +25,7 @@ from .threads import default_threads
 from .weight_cache import packed_graph
 
 DEFAULT = Loading()
+SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
 class OnnxSession:
@@ -65,7 +66,7 @@ class OnnxSession:
         self._cache.bind(self._binding)
         self._drafted = 0  # tokens behind `length` that `draft` has read
         self._mask = np.ones((1, max_context), np.int64)
-        self._running = ort.RunOptions()
+        self._running, self._on_cpu = ort.RunOptions(), provider == CPU
         self.prefix: list[int] = []
         self._prefix_logits = np.array([], np.float32)
 
@@ -164,11 +165,13 @@ class OnnxSession:
         for name, array in optional.items():  # the binding has no NodeArg of them: OrtValues only
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         binding.bind_output(names.LOGITS)
-        self._compute()
+        self._compute(prefix=past == 0)
         return binding.get_outputs()[-1].numpy()[0]
 
-    def _compute(self) -> None:
+    def _compute(self, prefix: bool) -> None:
         self._running = ort.RunOptions()
+        if prefix and self._on_cpu:  # what a long prompt took beside its cache is not needed again
+            self._running.add_run_config_entry(SHRINK, "cpu:0")
         try:
             self._session.run_with_iobinding(self._binding, self._running)
         except Exception:  # onnxruntime's exceptions share no public base

@@ -49,7 +49,7 @@ def test_norms_and_additions_are_all_fused(bundle: Bundle) -> None:
     kinds = Counter(node.op_type for node in nodes(graph))
     passes = 8
     assert kinds["SkipSimplifiedLayerNormalization"] == passes * (2 * SHAPE.layers + 1)
-    assert kinds["GroupQueryAttention"] == passes * SHAPE.layers
+    assert kinds["GroupQueryAttention"] == kinds["MultiHeadAttention"] == passes * SHAPE.layers
     assert not {"Add", "LayerNormalization", "SimplifiedLayerNormalization"} & set(kinds)
 
 
@@ -109,11 +109,9 @@ def test_a_quantized_cache_stays_close(
         for i, recipe in enumerate(recipes)
     )
     ids = list(range(20, 80))
-    for expected, got in (
-        (exact.prefill(ids), coarse.prefill(ids)),
-        (exact.decode([99]), coarse.decode([99])),
-    ):
-        assert 0 < np.abs(got - expected).max() / np.abs(expected).max() < error
+    np.testing.assert_array_equal(exact.prefill(ids), coarse.prefill(ids))  # it reads no cache
+    expected, got = exact.decode([99]), coarse.decode([99])
+    assert 0 < np.abs(got - expected).max() / np.abs(expected).max() < error
 
 
 @pytest.mark.parametrize("kv_bits", [32, 8, 4])
@@ -141,11 +139,20 @@ def test_max_seq_len_bounds_the_tables(tmp_path: Path, shared_checkpoint: Path) 
         export(shared_checkpoint, tmp_path / "other", max_seq_len=999)
 
 
+def test_no_branch_of_a_branch_multiplies_by_weights(bundle: Bundle) -> None:
+    """ONNX Runtime packs no weight for those: such a call would take 30 times as long."""
+    graph = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph
+    outer = [a.g for n in graph.node if n.op_type == "If" for a in n.attribute]
+    inner = [a.g for b in outer for n in b.node if n.op_type == "If" for a in n.attribute]
+    assert inner and not any(n.op_type == "MatMulNBits" for b in inner for n in b.node)
+
+
 def test_no_branch_holds_weights_or_hides_a_name(bundle: Bundle) -> None:
     """ONNX Runtime packs a weight of the outer graph once, however many branches use it."""
     graph = onnx.load(str(bundle.path / "model.onnx"), load_external_data=False).graph
-    branches = [a.g for n in graph.node if n.op_type == "If" for a in n.attribute]
-    assert len(branches) == 2 * sum(bundle.manifest.model.skippable)
+    branches = [a.g for n in nodes(graph) if n.op_type == "If" for a in n.attribute]
+    model = bundle.manifest.model
+    assert len(branches) == 2 * (model.cache_slots + sum(model.skippable))
     assert not any(branch.initializer for branch in branches)
     names = [name for node in nodes(graph) for name in node.output if name]
     assert len(names) == len(set(names))

@@ -17,11 +17,11 @@ fun need(manifest: Manifest, context: Int): Need {
     )
 }
 
-/** As hrm_edge/fit.py: twice a block's projections and residuals, attention bias and scores, float32. */
+/** As hrm_edge/fit.py: a block's projections and residuals three times, and scores, float32. */
 private fun activations(model: Architecture, context: Long): Long {
     val attention = (model.heads * model.headDim).toLong()
     val perToken = 2L * model.intermediateSize + 6L * attention + 4L * model.hiddenSize
-    return 8L * (context * perToken + context * context * (1 + model.heads) + model.vocabSize)
+    return 4L * (3 * context * perToken + context * context * model.heads + model.vocabSize)
 }
 
 /** The longest context for which [room] bytes are enough; 0 if not even two tokens fit. */
