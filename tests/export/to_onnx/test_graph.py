@@ -13,6 +13,7 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime.session.loading import Loading
+from hrm_edge.runtime.session.onnx_session import SHRINK, OnnxSession
 from hrm_edge.runtime.session.opening import open_session
 from tiny_models import Shape, write_model
 
@@ -112,6 +113,34 @@ def test_a_quantized_cache_stays_close(
     np.testing.assert_array_equal(exact.prefill(ids), coarse.prefill(ids))  # it reads no cache
     expected, got = exact.decode([99]), coarse.decode([99])
     assert 0 < np.abs(got - expected).max() / np.abs(expected).max() < error
+
+
+@pytest.mark.parametrize(("kv_bits", "dtype"), [(32, "<f4"), (8, "i1"), (4, "u1")])
+def test_the_prefix_writes_what_decoding_writes(tmp_path: Path, kv_bits: int, dtype: str) -> None:
+    """Slot 0 holds what embeddings alone make, so it is the same either way, code by code."""
+    recipe = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=kv_bits)
+    bundle = export(write_model(tmp_path / "m", SHAPE), tmp_path / "b", recipe=recipe, gate=None)
+    session, ids = open_session(bundle, Loading(threads=1, max_context=64)), list(range(20, 80))
+    assert isinstance(session, OnnxSession)
+    size = len(ids) * SHAPE.heads * SHAPE.head_dim * kv_bits // 8 * 2  # of keys and values
+    caches = []
+    for first in (len(ids), 1):
+        session.prefill(ids[:first])
+        if ids[first:]:
+            session.decode(ids[first:])
+        caches.append(session._cache.read(len(ids))[:size].view(dtype))
+    assert caches[0].any()
+    np.testing.assert_allclose(*caches, rtol=1e-4, atol=1e-5)
+
+
+def test_the_scratch_of_a_prefix_is_given_back(bundle: Bundle) -> None:
+    session = open_session(bundle, Loading(threads=1, max_context=64))
+    assert isinstance(session, OnnxSession)
+    session.prefill([20, 21])
+    assert session._running.get_run_config_entry(SHRINK) == "cpu:0"
+    session.decode([22])
+    with pytest.raises(RuntimeError, match=SHRINK):
+        session._running.get_run_config_entry(SHRINK)
 
 
 @pytest.mark.parametrize("kv_bits", [32, 8, 4])
