@@ -13,9 +13,25 @@ import { decodingOf, planOf, sharedSlots, withPlan } from "./plan.mjs";
 const PAST = "past_key_values.";
 const ARRAYS = { float32: Float32Array, int8: Int8Array, uint8: Uint8Array };
 
+/** WebGPU's attention has no quantized cache. Throws an HRMEdgeError. */
+function refuseOnWebGPU(source, { kv_cache }) {
+  if (kv_cache.bits < 16) {
+    throw new HRMEdgeError(
+      `${source.name}: WebGPU cannot use a KV cache of ${kv_cache.bits} bits; export with --kv-bits 32`,
+    );
+  }
+}
+
+/** The cache stays where it is computed. */
+function onDevice(slots) {
+  const parts = Array.from({ length: slots }, (_, i) => [`present.${i}.key`, `present.${i}.value`]);
+  return Object.fromEntries(parts.flat().map((name) => [name, "gpu-buffer"]));
+}
+
 export class Session {
   /** Load the model of an opened bundle. Rejects with an HRMEdgeError if the runtime refuses it. */
-  static async open(ort, source, { manifest, files }, { inPlace = false, ...how } = {}) {
+  static async open(ort, source, { manifest, files }, options = {}) {
+    const { inPlace = false, provider = null, ...how } = options;
     const { l_cycles, kv_share } = decodingOf(manifest, how);
     const plan = planOf(manifest.model, l_cycles);
     const slots = sharedSlots(manifest.model, kv_share);
@@ -23,12 +39,17 @@ export class Session {
     const model = mapped
       ? `${source.path}/model.onnx`
       : withPlan(new Uint8Array(files.get("model.onnx")), plan);
-    const options = { logSeverityLevel: 3 };
+    const set = { logSeverityLevel: 3 };
+    if (provider) set.executionProviders = [provider];
+    if (provider === "webgpu") {
+      refuseOnWebGPU(source, manifest);
+      set.preferredOutputLocation = onDevice(manifest.kv_cache.slots);
+    }
     if (!mapped) {
-      options.externalData = [{ path: "model.onnx.data", data: files.get("model.onnx.data") }];
+      set.externalData = [{ path: "model.onnx.data", data: files.get("model.onnx.data") }];
     }
     try {
-      const session = await ort.InferenceSession.create(model, options);
+      const session = await ort.InferenceSession.create(model, set);
       return new Session(ort, session, manifest, inPlace, slots);
     } catch (error) {
       const reason = String(error.message ?? error).split("\n")[0];
@@ -43,6 +64,7 @@ export class Session {
   /** Forget everything and read `ids` as the prefix, with room for `capacity` tokens in all. */
   async prefill(ids, capacity) {
     this.length = 0;
+    for (const tensor of this.cache?.values() ?? []) tensor.dispose();
     this.capacity = capacity;
     this.cache = this.#emptyCache();
     return this.#run(ids);
@@ -85,7 +107,10 @@ export class Session {
     }
     const results = await this.session.run(feeds, fetches);
     if (!this.inPlace) {
-      for (const name of this.cache.keys()) this.cache.set(name, results[`present.${name}`]);
+      for (const [name, before] of this.cache) {
+        this.cache.set(name, results[`present.${name}`]);
+        before.dispose(); // what lies on a GPU, nobody else frees
+      }
     }
     this.length = total;
     return results.logits.data.slice(-this.manifest.model.vocab_size);
