@@ -13,6 +13,11 @@ def anonymous() -> int | None:
     return _kib(Path("/proc/self/smaps_rollup"), "Anonymous:")
 
 
+def huge() -> int | None:
+    """How much of it lies in huge pages."""
+    return _kib(Path("/proc/self/smaps_rollup"), "AnonHugePages:")
+
+
 def peak() -> int | None:
     """The most that was ever resident in this process, mapped files included."""
     held = _kib(Path("/proc/self/status"), "VmHWM:")

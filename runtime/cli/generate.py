@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hrm_edge import memory
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status, track
 
@@ -146,6 +147,8 @@ def describe(stats: "Stats") -> str:
     for label, size in (("peak", stats.peak_memory), ("anonymous", stats.anonymous_memory)):
         if size is not None:
             parts.append(f"{label} memory {size / 2**20:.0f} MiB")
+    if huge := memory.huge():
+        parts.append(f"{huge / 2**20:.0f} MiB of it in huge pages")
     return ", ".join(parts)
 
 

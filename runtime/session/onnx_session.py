@@ -18,6 +18,7 @@ from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
 
 from . import providers
+from .huge_pages import huge_pages
 from .kv_cache import kv_buffers
 from .loading import CPU, Loading
 from .protocol import Cancelled
@@ -164,9 +165,11 @@ class OnnxSession:
         binding.bind_cpu_input(names.ATTENTION_MASK, self._mask[:, :total])
         for name, array in optional.items():  # the binding has no NodeArg of them: OrtValues only
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        binding.bind_output(names.LOGITS)
+        # into memory of ours: to ask the binding for its outputs would fetch the whole cache's too
+        logits = np.empty((1, keep or len(ids), self.manifest.model.vocab_size), np.float32)
+        binding.bind_output(names.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._compute(prefix=past == 0)
-        return binding.get_outputs()[-1].numpy()[0]
+        return logits[0]
 
     def _compute(self, prefix: bool) -> None:
         self._running = ort.RunOptions()
@@ -188,9 +191,10 @@ def _rigid(which: str, plan: Sequence[bool]) -> HRMEdgeError:
 
 
 def _load(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
-    with _refusing(path):
-        session = providers.open_graph(str(path), _options(threads), provider)
-    _trim_heap()
+    with huge_pages():
+        with _refusing(path):
+            session = providers.open_graph(str(path), _options(threads), provider)
+        _trim_heap()
     return session
 
 

@@ -28,6 +28,7 @@ def test_options_reach_the_model(run_cli, model: Model, shared_bundle: Path) -> 
         presence_penalty=0.5,
         logit_bias={65: 9.0},
         stop="AA",
+        speculate=False,
     )
     got = json.loads(out)
     assert (code, got["text"], got["finish_reason"]) == (0, expected.text, expected.finish_reason)
