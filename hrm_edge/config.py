@@ -86,10 +86,6 @@ class HRMTextConfig:
         """One K,V pair per pass and layer."""
         return len(self.passes) * self.layers_per_stack
 
-    def slot(self, h: int, inner: int, layer: int) -> int:
-        """The KV cache slot of `layer` in pass `inner` of H cycle `h` (the H pass is L_cycles)."""
-        return (h * (self.L_cycles + 1) + inner) * self.layers_per_stack + layer
-
     def slot_bits(self, bits: int, h_bits: int | None = None) -> tuple[int, ...]:
         """Bits of each KV cache slot: `bits`, or `h_bits` (None: `bits` too) in an H pass."""
         of_stack = {"L": bits, "H": bits if h_bits is None else h_bits}

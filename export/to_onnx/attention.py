@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from hrm_edge import names
 
-from .tape import Graph
+from .tape import MS, Graph
 
 KV_DTYPES = {
     32: ir.DataType.FLOAT,
@@ -70,7 +70,7 @@ def _causal(g: Graph, call: Call, slot: int, qkv: ir.Value) -> ir.Value:
         [qkv, None, None, *past, call.seqlens_k, call.total, *rotary, *scales],
         {"num_heads": heads, "kv_num_heads": heads, "do_rotary": 1, **attributes},
         num_outputs=3,
-        domain="com.microsoft",
+        domain=MS,
     )
     g.present |= zip(pair, present, strict=True)
     return mixed

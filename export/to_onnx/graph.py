@@ -30,7 +30,7 @@ from hrm_edge import names
 from hrm_edge.config import HRMTextConfig
 
 from .attention import KV_DTYPES, Call, attend
-from .tape import Graph
+from .tape import MS, Graph
 from .weights import Weights
 
 ACCURACY_INT8 = 4  # MatMulNBits: activations are quantized to int8, block by block
@@ -137,7 +137,7 @@ def _magic_norm(g: Graph, x: ir.Value, skip: ir.Value) -> tuple[ir.Value, ir.Val
         [x, skip, g.weights.arrays["ones"]],
         {"epsilon": g.config.rms_norm_eps},
         outputs=outputs,
-        domain="com.microsoft",
+        domain=MS,
     )
     return outputs[0], outputs[3]
 

@@ -37,7 +37,6 @@ def test_the_published_model_has_its_published_size() -> None:
     assert config.weights_per_token == pytest.approx(4.03e9, rel=0.01)
     assert config.cache_slots == 128
     assert config.passes == tuple("LLLHLLLH")
-    assert [config.slot(1, i, 0) for i in range(4)] == [64, 80, 96, 112]
 
 
 def test_both_spellings_give_the_same_config() -> None:
