@@ -4,11 +4,15 @@ Knows what is in the manifest and how to check the files against it; knows neith
 made nor how it is run.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import fastjsonschema
 
 from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
@@ -152,25 +156,47 @@ class Manifest:
             later = isinstance(version, int) and version > FORMAT_VERSION
             then = "update hrm-edge" if later else "export the checkpoint again"
             raise HRMEdgeError(
-                f"{path}: format_version is {version!r}, not {FORMAT_VERSION}; {then}"
+                f"{path}: format_version is {version!r:.40}, not {FORMAT_VERSION}; {then}"
             )
+        model = raw.get("model")
+        config = HRMTextConfig.from_dict(model if isinstance(model, dict) else {}, f"{path}: model")
         try:
-            return cls(
-                target=raw["target"],
-                model=HRMTextConfig.from_dict(raw["model"], f"{path}: model"),
-                quantization=Quantization(**raw["quantization"]),
-                kv_cache=KVCache(**raw["kv_cache"]),
-                max_seq_len=int(raw["max_seq_len"]),
-                eos_token_ids=tuple(raw["eos_token_ids"]),
-                files={n: BundleFile(**f) for n, f in raw["files"].items()},
-                made_by=raw["made_by"],
-                quality=raw["quality"],
-                prompt_format=raw["prompt_format"],
-                contexts=tuple(raw.get("contexts", ())),
-                decoding=Decoding.of(raw["decoding"]) if "decoding" in raw else EXACT,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise HRMEdgeError(f"{path}: damaged manifest ({error!r}); export again") from None
+            _schema()(raw)
+        except fastjsonschema.JsonSchemaValueException as error:
+            raise _damaged(path, error.message) from None
+        manifest = cls(
+            target=raw["target"],
+            model=config,
+            quantization=Quantization(**raw["quantization"]),
+            kv_cache=KVCache(**raw["kv_cache"]),
+            max_seq_len=raw["max_seq_len"],
+            eos_token_ids=tuple(raw["eos_token_ids"]),
+            files={n: BundleFile(**f) for n, f in raw["files"].items()},
+            made_by=raw["made_by"],
+            quality=raw["quality"],
+            prompt_format=raw["prompt_format"],
+            contexts=tuple(raw.get("contexts", ())),
+            decoding=Decoding.of(raw["decoding"]) if "decoding" in raw else EXACT,
+        )
+        for name, found, expected in manifest._contradictions():
+            raise _damaged(path, f"{name} is {found}, expected {expected}")
+        return manifest
+
+    def _contradictions(self) -> Iterator[tuple[str, object, object]]:
+        """What its parts say of each other and is not so: (key, value, what is expected)."""
+        model, cache = self.model, self.kv_cache
+        share, positions = self.decoding.kv_share, model.max_position_embeddings
+        is_so = KVCache.of(model, cache.bits, cache.h_bits, kv_share=share)
+        for name in ("dtype", "slots", "bytes_per_token"):
+            found, expected = getattr(cache, name), getattr(is_so, name)
+            if found != expected:
+                yield f"kv_cache.{name}", found, expected
+        if self.max_seq_len > positions:
+            yield "max_seq_len", self.max_seq_len, f"at most {positions}, max_position_embeddings"
+        if any(i >= model.vocab_size for i in self.eos_token_ids):
+            yield "eos_token_ids", list(self.eos_token_ids), f"ids below {model.vocab_size}"
+        if any(n >= self.max_seq_len for n in self.contexts):
+            yield "contexts", list(self.contexts), f"lengths below max_seq_len {self.max_seq_len}"
 
 
 @dataclass(frozen=True)
@@ -203,6 +229,18 @@ def describe_files(directory: Path) -> dict[str, BundleFile]:
     """Size and sha256 of each file in `directory` but the manifest, by name."""
     files = sorted(f for f in directory.iterdir() if f.name != MANIFEST)
     return {f.name: BundleFile(f.stat().st_size, sha256(f)) for f in track(files, "hash")}
+
+
+@functools.cache
+def _schema() -> Callable[[object], object]:
+    """Checks what a manifest says by the schema that ships with it."""
+    text = resources.files("hrm_edge").joinpath("data", "manifest.schema.json").read_text("utf-8")
+    return fastjsonschema.compile(json.loads(text))
+
+
+def _damaged(path: Path, reason: str) -> HRMEdgeError:
+    shown = reason.removeprefix("data.").removeprefix("data ")
+    return HRMEdgeError(f"{path}: damaged manifest ({shown:.300}); export again")
 
 
 def _check(path: Path, expected: BundleFile, verify: bool) -> None:

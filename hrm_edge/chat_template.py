@@ -31,33 +31,28 @@ class ChatTemplate:
         """Compile `source`; `variables` holds bos_token and its like. Raises HRMEdgeError."""
         try:
             from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+            from hrm_edge.template_sandbox import Sandbox, render
         except ModuleNotFoundError:
             raise HRMEdgeError(
                 f"{path}: a chat template needs jinja2: pip install 'hrm-edge[chat]'"
             ) from None
         self._variables, self._path, self.dated = variables, path, "strftime_now" in source
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        environment, self._rendered = Sandbox(), render
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = self._refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except (TemplateError, RecursionError, ValueError, MemoryError) as error:
             self._refuse(str(error))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as text, ready for an answer. Raises HRMEdgeError if it is refused."""
         try:
-            return self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._variables,
-            )
+            fixed = {"tools": None, "documents": None, "add_generation_prompt": True}
+            variables = {"messages": messages} | fixed | dict(self._variables)
+            return self._rendered(self._template, variables)
         except HRMEdgeError:
             raise
         except Exception as error:  # a template is a program and may raise anything
@@ -78,10 +73,18 @@ def chat_template_source(directory: Path) -> tuple[Path, str, dict[str, Any]] | 
     source = config.get("chat_template")
     if (directory / CHAT_TEMPLATE).is_file():
         path = directory / CHAT_TEMPLATE
-        source = path.read_text(encoding="utf-8")
+        source = _text(path)
     if isinstance(source, list):  # several, by name
-        source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        named = [t for t in source if isinstance(t, dict)]
+        source = next((t.get("template") for t in named if t.get("name") == "default"), None)
     return (path, source, config) if isinstance(source, str) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HRMEdgeError(f"{path}: cannot be read ({error})") from None
 
 
 def read_chat_template(directory: Path) -> ChatTemplate | None:

@@ -18,6 +18,14 @@ from hrm_edge.names import STACKS
 
 KV_SHARES = ("none", "cycle", "stack")
 
+# The most that is read: far beyond any model, and little enough that no count in a file of a few
+# bytes keeps anyone busy for hours.
+MOST_PASSES = 256
+MOST_LAYERS = 1024
+MOST_POSITIONS = 1 << 20
+MOST = 1 << 24  # of any other size
+LONGEST_SHOWN = 80  # characters of a wrong value
+
 
 @dataclass(frozen=True)
 class HRMTextConfig:
@@ -152,6 +160,8 @@ class HRMTextConfig:
         read.must_be("attention_bias", False, False)
         read.must_be("mlp_bias", False, False)
         h, inner = read.count("H_cycles"), read.count("L_cycles")
+        if h * (inner + 1) > MOST_PASSES:
+            read.fail("H_cycles * (L_cycles + 1)", h * (inner + 1), f"at most {MOST_PASSES} passes")
         layers = read.layers_per_stack(h * (inner + 1))
         hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
         if hidden % heads:
@@ -171,7 +181,7 @@ class HRMTextConfig:
             head_dim=head_dim,
             H_cycles=h,
             L_cycles=inner,
-            max_position_embeddings=read.count("max_position_embeddings"),
+            max_position_embeddings=read.count("max_position_embeddings", most=MOST_POSITIONS),
             embedding_scale=read.positive("embedding_scale", default=1 / spread),
             initializer_range=spread,
             rope_theta=read.rope_theta(),
@@ -219,16 +229,40 @@ class HRMTextConfig:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; HRMEdgeError if the file is missing or holds anything else."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise HRMEdgeError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise HRMEdgeError(f"{path}: cannot be read ({error})") from None
-    except json.JSONDecodeError as error:
-        raise HRMEdgeError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    raw = parse_json(text, str(path))
     if not isinstance(raw, dict):
         raise HRMEdgeError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     return raw
+
+
+def parse_json(text: str, where: str) -> Any:
+    """What the JSON `text` says, its numbers within 64 bits; HRMEdgeError naming `where` if not."""
+    try:
+        return json.loads(text, parse_int=_int64, parse_float=_finite, parse_constant=_finite)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}: " if "\n" in text.strip() else ""
+        raise HRMEdgeError(f"{where}: not valid JSON ({at}{error.msg})") from None
+    except ValueError as error:  # a number
+        raise HRMEdgeError(f"{where}: {error}") from None
+    except RecursionError:
+        raise HRMEdgeError(f"{where}: its JSON is nested too deeply") from None
+
+
+def _int64(digits: str) -> int:
+    if len(digits) > 20 or abs(value := int(digits)) >= 1 << 63:
+        raise ValueError(f"the number {digits[:24]}... is beyond 64 bits")
+    return value
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"the number {digits[:24]} is not finite")
+    return value
 
 
 class _Reader:
@@ -238,7 +272,9 @@ class _Reader:
         self.raw, self.where = raw, where
 
     def fail(self, key: str, value: object, expected: str) -> None:
-        raise HRMEdgeError(f"{self.where}: {key} is {value!r}, expected {expected}")
+        shown = repr(value)
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        raise HRMEdgeError(f"{self.where}: {key} is {shown}, expected {expected}")
 
     def _checked(self, key: str, default: Any, ok: Callable[[Any], bool], expected: str) -> Any:
         value = self.raw.get(key)
@@ -247,8 +283,9 @@ class _Reader:
             self.fail(key, value if key in self.raw else "missing", expected)
         return value
 
-    def count(self, key: str, default: int | None = None) -> int:
-        return self._checked(key, default, lambda v: _is_int(v) and v > 0, "a positive integer")
+    def count(self, key: str, default: int | None = None, most: int = MOST) -> int:
+        expected = f"a whole number from 1 to {most}"
+        return self._checked(key, default, lambda v: _is_int(v) and 1 <= v <= most, expected)
 
     def positive(self, key: str, default: float) -> float:
         expected = "a positive number"
@@ -285,7 +322,7 @@ class _Reader:
 
     def layers_per_stack(self, passes: int) -> int:
         listed = self.count("num_hidden_layers")
-        layers = self.count("num_layers_per_stack", default=listed)
+        layers = self.count("num_layers_per_stack", default=listed, most=MOST_LAYERS)
         if listed not in (layers, layers * passes):
             expected = f"{layers} or {layers * passes} with num_layers_per_stack {layers}"
             self.fail("num_hidden_layers", listed, expected)
@@ -297,5 +334,9 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(float(value))  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

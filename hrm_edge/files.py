@@ -1,6 +1,11 @@
-"""Directories that appear whole or not at all, and hashes of files."""
+"""Files and directories that appear whole or not at all, and hashes of files.
+
+What is being made lies beside its place as `.NAME.*.partial`, locked by the process that makes it.
+One that nobody holds was left by a process that was killed, and goes when the same is made again.
+"""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import itertools
@@ -15,6 +20,8 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import CONFIG, MANIFEST
 
 MARKERS = (MANIFEST, CONFIG)  # a directory that --force may replace holds one
+PARTIAL = ".partial"
+NOREPLACE, EXCHANGE = 1, 2  # flags of renameat2(2)
 
 
 @contextlib.contextmanager
@@ -27,29 +34,112 @@ def new_directory(out: Path, force: bool = False) -> Iterator[Path]:
     then says where the finished directory lies.
     """
     _check_replaceable(out, force)
-    with writing(out):
+    with writing(out, "nothing was written"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        with writing(out):
+        with scratch_for(out) as partial:
             yield partial
             _open_up(partial)
             _install(partial, out, force)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into one line that names `out` and the cause."""
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a file to write, which becomes `path` when the block ends without an error.
+
+    On any error `path` is as it was. Raises HRMEdgeError if it cannot be written.
+    """
+    kept = "what it held is untouched" if path.exists() else "nothing was written"
+    with writing(path, kept), scratch_for(path) as scratch:
+        yield scratch / path.name
+        (scratch / path.name).replace(path)
+
+
+@contextlib.contextmanager
+def writing(out: Path, then: str | None = None) -> Iterator[None]:
+    """Turn an OSError inside the block into one line: `out`, the cause, and how things stand."""
     try:
         yield
     except OSError as error:
+        cause = f"cannot be written ({error.strerror or error})"
         if error.errno == errno.ENOSPC:
-            hint = "the disk is full; free some space or write elsewhere"
-            raise HRMEdgeError(f"{out}: {hint}; nothing was written") from error
-        cause = error.strerror or str(error)
-        raise HRMEdgeError(f"{out}: cannot be written ({cause}); nothing was written") from error
+            cause = "the disk is full; free some space or write elsewhere"
+        raise HRMEdgeError(f"{out}: {cause}" + (f"; {then}" if then else "")) from error
+
+
+@contextlib.contextmanager
+def scratch_for(out: Path) -> Iterator[Path]:
+    """Yield a new directory beside `out` that is gone after the block. Raises OSError.
+
+    What a killed process was making of `out` is gone before it.
+    """
+    _clear_abandoned(out)
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL, dir=out.parent))
+        try:
+            held = _lock(path)
+        except BlockingIOError:  # another process takes it for an abandoned one
+            continue
+        if path.exists():
+            break
+        _unlock(held)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _unlock(held)
+
+
+def _clear_abandoned(out: Path) -> None:
+    """Remove what processes that no longer live were making of `out`."""
+    for path in out.parent.iterdir():
+        if path.name.startswith(f".{out.name}.") and path.name.endswith(PARTIAL):
+            with contextlib.suppress(OSError):
+                held = _lock(path)
+                if held is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    _unlock(held)
+
+
+def _lock(directory: Path) -> int | None:
+    """A descriptor that locks `directory` until it is closed; None where there are no locks.
+
+    Raises BlockingIOError if another process has it.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise
+    except OSError:  # such as a network's file system
+        os.close(held)
+        return None
+    return held
+
+
+def _unlock(held: int | None) -> None:
+    if held is not None:
+        os.close(held)
+
+
+@contextlib.contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold `directory` against others that do the same. Raises HRMEdgeError if a process does."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            held = _lock(directory)
+        except BlockingIOError:
+            told = f"{directory}: another process is writing there; choose another name"
+            raise HRMEdgeError(told) from None
+    try:
+        yield
+    finally:
+        _unlock(held)
 
 
 def sha256(path: Path) -> str:
@@ -99,17 +189,27 @@ def _install(partial: Path, out: Path, force: bool) -> None:
 def _claim(partial: Path, out: Path) -> None:
     """Rename to a name that nobody has; OSError if somebody does.
 
-    rename(2) replaces a directory that is empty, whosever it is, so the name is made first.
+    rename(2) replaces a directory that is empty, whosever it is, so where the system has no better
+    call the name is made first.
     """
+    if _renamed(partial, out, NOREPLACE):
+        return
     if sys.platform != "win32":
         out.mkdir()
     partial.rename(out)
 
 
 def _exchange(partial: Path, out: Path) -> None:
-    """Put `partial` in the place of a bundle or checkpoint, which is looked at once it is aside."""
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    was = old / "was"
+    """Put `partial` in the place of a bundle or checkpoint, which is looked at once it is aside.
+
+    At no moment is there neither, where the system can exchange two names.
+    """
+    if _renamed(partial, out, EXCHANGE):
+        if not _is_ours(partial):
+            _renamed(partial, out, EXCHANGE)
+            raise _taken(partial, out)
+        return  # what was there lies in `partial`, and goes with it
+    was = partial.with_name(f"{partial.name}-was")
     out.rename(was)
     try:
         if not _is_ours(was):
@@ -118,8 +218,21 @@ def _exchange(partial: Path, out: Path) -> None:
     except BaseException:
         was.rename(out)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(was, ignore_errors=True)
+
+
+def _renamed(old: Path, new: Path, flag: int) -> bool:
+    """renameat2(2); False where system or file system has no such call. Raises OSError."""
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here = -100  # AT_FDCWD
+    if call is None or call(here, os.fsencode(old), here, os.fsencode(new), flag) == 0:
+        return call is not None
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(new))
 
 
 def _taken(partial: Path, out: Path) -> HRMEdgeError:

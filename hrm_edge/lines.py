@@ -4,12 +4,12 @@ A line is `{"instruction": text, "response": text, "condition"?: "direct" | "syn
 "task"?: name}`. Training, calibration and evaluation read the same form.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from hrm_edge.config import parse_json
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import format_prompt, parse_conditions
 
@@ -52,10 +52,7 @@ def _parse(text: str, number: int, path: Path, condition: str) -> Line | None:
     def fail(problem: str) -> NoReturn:
         raise HRMEdgeError(f"{path}, line {number}: {problem}")
 
-    try:
-        raw: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        fail(f"not valid JSON ({error.msg})")
+    raw = parse_json(text, f"{path}, line {number}")
     if not isinstance(raw, dict):
         fail(f"expected an object with instruction and response, found {type(raw).__name__}")
     values = {"condition": condition, "task": NO_TASK} | raw

@@ -8,8 +8,9 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 FLAGS = [
     "--no-sandbox",
@@ -38,15 +39,20 @@ def chromium(*flags: str) -> Iterator[Browser]:
         browser.close()
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _Logged(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *args: Any, log: list[str], **named: Any) -> None:
+        self.log = log
+        super().__init__(*args, **named)
+
     def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.log.append(self.path)
 
 
 @contextlib.contextmanager
-def static_server(directory: Path) -> Iterator[str]:
-    """Serve `directory` on a free loopback port; yields the address."""
-    handler = functools.partial(_Quiet, directory=str(directory))
+def static_server(directory: Path, log: list[str] | None = None) -> Iterator[str]:
+    """Serve `directory` on a free loopback port; yields the address. `log` gets the paths."""
+    paths = [] if log is None else log
+    handler = functools.partial(_Logged, directory=str(directory), log=paths)
     with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -55,6 +61,19 @@ def static_server(directory: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join(10)
+
+
+def visit(page: Page, url: str) -> None:
+    """Open the page and wait until the model is there and the service worker has taken over."""
+    page.goto(url)
+    expect(page.locator("html")).to_have_attribute("data-offline", "ready", timeout=60000)
+    expect(page).not_to_have_title("hrm-edge", timeout=60000)
+    assert page.evaluate("crossOriginIsolated"), "no threads"
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_label("Your question").fill(text)
+    page.keyboard.press("Enter")
 
 
 def node(code: str, input: str = "") -> str:

@@ -65,7 +65,7 @@ def save_state(
     """
     target = folder / f"{PREFIX}{progress.step:08d}"
     partial = folder / f".{target.name}.partial"
-    with writing(target):
+    with writing(target, "the states before it are untouched"):
         if world.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)

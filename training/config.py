@@ -65,6 +65,7 @@ class OptimizerSettings:
     bp_warmup: float = 0.2  # share of the steps over which the horizon grows
     early_exit: float = 0.0  # weight of the loss after the first H cycle alone; 0 = off
     fewer_passes: float = 0.0  # share of the steps that run a random number of L passes a cycle
+    shared_slots: float = 0.0  # share of the steps that read prompts as --kv-share cycle does
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,11 @@ def check_config(config: TrainConfig, where: str) -> TrainConfig:
         _fail(where, "optimizer.bp_min", config.optimizer.bp_min, "2 or more, at most bp_max")
     if config.optimizer.early_exit and model.H_cycles == 1:
         _fail(where, "optimizer.early_exit", config.optimizer.early_exit, "0 with H_cycles 1")
-    if not 0 <= config.optimizer.fewer_passes <= 1:
-        _fail(where, "optimizer.fewer_passes", config.optimizer.fewer_passes, "0 to 1")
+    for key in ("fewer_passes", "shared_slots"):
+        if not 0 <= getattr(config.optimizer, key) <= 1:
+            _fail(where, f"optimizer.{key}", getattr(config.optimizer, key), "0 to 1")
+    if config.optimizer.shared_slots and config.run.compile:
+        _fail(where, "run.compile", True, "false with optimizer.shared_slots")
     if config.qat.bits and config.lora.rank:
         _fail(where, "qat.bits", config.qat.bits, "0 with lora.rank > 0: adapters are not rounded")
     if config.qat.bits and config.run.save_dtype != "float32":

@@ -5,7 +5,6 @@ torch.distributed.checkpoint as {"model", "optim"}; the moving averages are the 
 `param_ema`. Tensors are read one at a time; no distributed process group and no GPU is needed.
 """
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from hrm_edge.checkpoint import write_checkpoint
-from hrm_edge.config import HRMTextConfig
+from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import EMBEDDING, TOKENIZER, Z_L_INIT
 from hrm_edge.prompt import Tokenizer
@@ -154,7 +153,7 @@ def _token_ids(folder: Path, info: dict[str, Any]) -> tuple[int, int, int | None
     if len(start) != 1 or len(end) != 1:
         raise HRMEdgeError(f"{folder}: its tokenizer has no single token for {info}")
     settings = folder / "tokenizer_config.json"
-    pad = json.loads(settings.read_text()).get("pad_token") if settings.is_file() else None
+    pad = read_json_object(settings).get("pad_token") if settings.is_file() else None
     padding = tokenizer.encode(pad["content"] if isinstance(pad, dict) else pad) if pad else []
     return start[0], end[0], padding[0] if len(padding) == 1 else None
 

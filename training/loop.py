@@ -5,6 +5,7 @@ under `out`: config.yaml, tokenizer/, data/ (token arrays), state/ (resumable), 
 tensorboard/, the curves, and at the end checkpoint/, a Hugging Face directory with the averages.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import yaml
 
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import sole_writer
 from hrm_edge.model import HRMText
 
 from .checkpointing import Progress, load_state, save_state, states
@@ -32,7 +34,7 @@ from .packing import Rows, Stream, build_rows
 from .plots import plot_run
 from .prepare import Corpus, prepare
 from .qat import add_qat
-from .schedule import bp_passes, learning_rate, plan
+from .schedule import bp_passes, kv_share, learning_rate, plan
 from .weights import load_model, load_weights, new_model, save_model
 
 
@@ -69,11 +71,12 @@ def train(
         raise HRMEdgeError("qat needs --init CHECKPOINT to learn from, or qat.distill: false")
     with join_world() as world:
         out = Path(out)
-        _check_out(out, resume)
-        corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)
-        model = _model(config, corpus, checkpoint)
-        teacher = load_model(checkpoint.path) if checkpoint is not None and distill else None
-        return Run(config, model, corpus, out, world, resume, quiet, teacher).run()
+        with sole_writer(out) if world.is_first else contextlib.nullcontext():
+            _check_out(out, resume)
+            corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)
+            model = _model(config, corpus, checkpoint)
+            teacher = load_model(checkpoint.path) if checkpoint is not None and distill else None
+            return Run(config, model, corpus, out, world, resume, quiet, teacher).run()
 
 
 def _to_finetune(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
@@ -200,8 +203,9 @@ class Run:
         began, step = time.perf_counter(), self.progress.step + 1
         horizon = bp_passes(self.config.optimizer, step, self.steps)
         rows = self._next_rows()
-        chosen = plan(self.config.optimizer, self.model.config, self.config.run.seed, step)
-        sums = self._accumulate(rows, horizon, chosen)
+        settings, seed = self.config.optimizer, self.config.run.seed
+        how = plan(settings, self.model.config, seed, step), kv_share(settings, seed, step)
+        sums = self._accumulate(rows, horizon, *how)
         self._check_finite(step, sums[0].item())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.optimizer, step, self.steps)
@@ -219,7 +223,9 @@ class Run:
         rows = build_rows(self.corpus.train, mine, length, self.config.data.loss_on)
         return rows.to(self.world.device)
 
-    def _accumulate(self, rows: Rows, horizon: int, chosen: tuple[bool, ...]) -> torch.Tensor:
+    def _accumulate(
+        self, rows: Rows, horizon: int, chosen: tuple[bool, ...], share: str
+    ) -> torch.Tensor:
         """Back-propagate every micro-batch; return loss, targets, hits, used over all."""
         local = torch.tensor([len(rows.select)], device=rows.ids.device, dtype=torch.float64)
         targets = self.world.total(local.clone())
@@ -227,7 +233,8 @@ class Run:
         weight = self.config.optimizer.early_exit
         for micro in _micro_batches(rows, self.config.run.micro_rows):
             with self._autocast():
-                result = outcome(self.model, micro, horizon, weight > 0, self.teacher, chosen)
+                early, teacher = weight > 0, self.teacher
+                result = outcome(self.model, micro, horizon, early, teacher, chosen, share)
             loss = result.losses.sum()
             if result.early is not None:
                 loss = loss + weight * result.early.sum()

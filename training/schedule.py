@@ -38,3 +38,11 @@ def plan(
     if draw.random() >= settings.fewer_passes:
         return config.plan()
     return config.plan([draw.randint(1, config.L_cycles) for _ in range(config.H_cycles)])
+
+
+def kv_share(settings: OptimizerSettings, seed: int, step: int) -> str:
+    """Whose keys and values of the prompt an answer reads at `step`: "none", each pass its own, or
+    "cycle" in the share `shared_slots` of the steps. Drawn as the plan is, apart from it.
+    """
+    drawn = random.Random(f"kv_share {seed} {step}").random()
+    return "cycle" if drawn < settings.shared_slots else "none"

@@ -23,6 +23,8 @@ const OWN = [
 const VENDOR = [
   "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
   "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+  "onnxruntime-web/dist/ort.webgpu.bundle.min.mjs",
+  "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
   "@huggingface/tokenizers/dist/tokenizers.min.mjs",
 ];
 const SERVER_ONLY = ["key", "history"]; // settings that mean nothing here
@@ -75,11 +77,18 @@ function build(bundle, site) {
     .filter((entry) => entry.isFile())
     .map((entry) => relative(site, join(entry.parentPath, entry.name)))
     .sort();
-  const hash = createHash("sha256");
-  for (const file of files) hash.update(file).update(readFileSync(join(site, file)));
-  const worker = readFileSync(join(HERE, "sw.js"), "utf8")
-    .replace("VERSION", hash.digest("hex").slice(0, 16))
-    .replace("FILES = []", `FILES = ${JSON.stringify(["./", ...files])}`);
+  const large = (file) => file.startsWith("bundle/") || file.startsWith("vendor/ort");
+  const filled = (worker, [list, names]) => {
+    const hash = createHash("sha256");
+    for (const file of names) hash.update(file).update(readFileSync(join(site, file)));
+    const cache = `hrm-edge-${list.toLowerCase()}-${hash.digest("hex").slice(0, 16)}`;
+    const shown = JSON.stringify(list === "PAGE" ? ["./", ...names] : names);
+    const empty = `${list} = { cache: "hrm-edge-${list.toLowerCase()}-VERSION", files: [] }`;
+    if (!worker.includes(empty)) throw new Error(`sw.js has no ${empty}`);
+    return worker.replace(empty, `${list} = { cache: "${cache}", files: ${shown} }`);
+  };
+  const parts = { PAGE: files.filter((file) => !large(file)), MODEL: files.filter(large) };
+  const worker = Object.entries(parts).reduce(filled, readFileSync(join(HERE, "sw.js"), "utf8"));
   writeFileSync(join(site, "sw.js"), worker);
 }
 

@@ -1,23 +1,32 @@
 /**
  * Opens a bundle: reads manifest.json and checks every file against it before anything is loaded.
  *
- * A source is {name, read}: `read(file)` resolves to the bytes of a file of the bundle, or rejects.
- * A source that also has `path`, the directory, lets a native runtime map the weights by itself.
+ * A source is {name, read}: `read(file, told)` resolves to the bytes of a file of the bundle, or
+ * rejects; meanwhile it may call `told(n)` for each n bytes. A source that also has `path`, the directory, lets a native runtime map the weights by itself.
  */
 import { HRMEdgeError } from "./errors.mjs";
 
 const FORMAT_VERSION = 1;
 
+/** The manifest alone. Rejects with an HRMEdgeError if it is missing or cannot be run here. */
+export async function readManifest(source) {
+  return parseManifest(source, await readFile(source, "manifest.json"));
+}
+
 /**
- * The manifest and the bytes of the files: {manifest, files: Map(name -> Uint8Array)}.
+ * The manifest and the bytes of the files: {manifest, files: Map(name -> Uint8Array)}; meanwhile
+ * `progress(done, total)` is told the bytes.
  * Rejects with an HRMEdgeError naming the first file that is missing, truncated or altered. Hashes
  * are checked where the platform has Web Crypto (in a browser: on https and localhost).
  */
-export async function openBundle(source) {
-  const manifest = parseManifest(source, await readFile(source, "manifest.json"));
+export async function openBundle(source, progress = () => {}) {
+  const manifest = await readManifest(source);
+  const total = Object.values(manifest.files).reduce((sum, { size }) => sum + size, 0);
+  let done = 0;
+  const told = (bytes) => progress((done += bytes), total);
   const files = new Map();
   for (const [name, expected] of Object.entries(manifest.files)) {
-    const bytes = await readFile(source, name);
+    const bytes = await readFile(source, name, told);
     await check(`${source.name}/${name}`, bytes, expected);
     files.set(name, bytes);
   }
@@ -26,10 +35,17 @@ export async function openBundle(source) {
 
 /** A source over HTTP: the directory at `url`. */
 export function fetchedSource(url, name) {
-  const read = async (file) => {
+  const read = async (file, told) => {
     const response = await fetch(new URL(file, url));
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
-    return new Uint8Array(await response.arrayBuffer());
+    const watched = new TransformStream({
+      transform(bytes, controller) {
+        told(bytes.length);
+        controller.enqueue(bytes);
+      },
+    });
+    const body = response.body.pipeThrough(watched);
+    return new Uint8Array(await new Response(body).arrayBuffer());
   };
   return { name, read };
 }
@@ -37,13 +53,17 @@ export function fetchedSource(url, name) {
 /** A source of `File` objects, as a file picker or a drop gives them. */
 export function pickedSource(files, name = "the chosen bundle") {
   const byName = new Map([...files].map((file) => [file.name, file]));
-  const read = async (file) => new Uint8Array(await byName.get(file).arrayBuffer());
+  const read = async (file, told) => {
+    const bytes = new Uint8Array(await byName.get(file).arrayBuffer());
+    told(bytes.length);
+    return bytes;
+  };
   return { name, read };
 }
 
-async function readFile(source, name) {
+async function readFile(source, name, told = () => {}) {
   try {
-    return await source.read(name);
+    return await source.read(name, told);
   } catch {
     const then = name === "manifest.json" ? "see hrm-edge export" : "copy the bundle again";
     throw new HRMEdgeError(`${source.name}: ${name} is missing or cannot be read; ${then}`);

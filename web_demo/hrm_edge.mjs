@@ -11,7 +11,7 @@ import { HRMEdgeError } from "./errors.mjs";
 import { makeSampler } from "./sampling.mjs";
 import { Session } from "./session.mjs";
 
-export { fetchedSource, pickedSource } from "./bundle.mjs";
+export { fetchedSource, pickedSource, readManifest } from "./bundle.mjs";
 export { HRMEdgeError } from "./errors.mjs";
 
 const whole = Number.isInteger;
@@ -33,14 +33,16 @@ const ENDS = new RegExp(`^${SPACE}+|${SPACE}+$`, "g");
 
 /**
  * Open, check and load a bundle. Options: l_cycles (L passes of each H cycle for an answer's
- * tokens), kv_share ("cycle", "stack"), or fast, which takes both as the bundle recommends them.
+ * tokens), kv_share ("cycle", "stack"), or fast, which takes both as the bundle recommends them;
+ * provider ("webgpu", with its build of `ort`); progress(done, total), told of the bytes read.
  * Rejects with an HRMEdgeError if it is damaged or cannot be run.
  */
 export async function load({ ort, Tokenizer }, source, options = {}) {
-  const bundle = await openBundle(source);
+  const { progress, ...how } = options;
+  const bundle = await openBundle(source, progress);
   const json = (name) => JSON.parse(new TextDecoder().decode(bundle.files.get(name)));
   const tokenizer = new Tokenizer(json("tokenizer.json"), json("tokenizer_config.json"));
-  const session = await Session.open(ort, source, bundle, options);
+  const session = await Session.open(ort, source, bundle, how);
   return new Model(session, tokenizer, bundle.manifest, source.name);
 }
 
@@ -76,6 +78,11 @@ export class Model {
       throw new HRMEdgeError(`the prompt is ${ids.length} tokens long, at most ${most - 1} fit`);
     }
     return ids;
+  }
+
+  /** Frees the weights and the cache. */
+  close() {
+    return this.session.close();
   }
 
   /** The text of `ids`, without special tokens. */

@@ -16,23 +16,61 @@
     worker.postMessage({ id, kind, ...message });
     return id;
   };
-  const open = (files, fast = false) =>
-    new Promise((resolve, reject) => {
-      send("open", { files, fast }, ({ opened, error }) =>
-        error ? reject(new Error(error)) : resolve(opened),
-      );
+  const COMPUTE = "hrm-edge-compute"; // where the user's choice is kept
+  const NAMES = { webgpu: "WebGPU", wasm: "processor" };
+  const mebibytes = (bytes) => (bytes / 2 ** 20).toFixed(bytes < 2 ** 25 ? 1 : 0);
+  const status = (text) => (document.getElementById("figures").textContent = text);
+
+  /** One that computes on a real GPU; a software one is slower than wasm. */
+  const hasGPU = async () => {
+    const adapter = await navigator.gpu?.requestAdapter();
+    return !!adapter && !adapter.info.isFallbackAdapter;
+  };
+  const open = async (files, fast = false) => {
+    const gpu = await hasGPU().catch(() => false);
+    const request = { files, fast, gpu, compute: localStorage.getItem(COMPUTE) ?? "auto" };
+    return new Promise((resolve, reject) => {
+      const id = send("open", request, ({ done, total, opened, provider, error }) => {
+        if (total) {
+          status(`reading the model: ${mebibytes(done)} of ${mebibytes(total)} MiB`);
+          return;
+        }
+        waiting.delete(id);
+        if (error) reject(new Error(error));
+        else resolve({ name: opened, provider });
+      });
     });
+  };
   const json = (body, status = 200) =>
     new Response(JSON.stringify(body), { status, headers: { "Content-Type": "application/json" } });
   const wrong = (error) => json({ error: { message: error.message } }, 400);
 
   let chosen; // the files of a bundle, none for the built-in one
-  let opened = open();
-  opened.catch(() => {}); // told when something is asked
+  let opened = settleIn()
+    .catch(() => {}) // plain http or a private window: the page still answers
+    .then(() => open());
+  opened.then(told, () => {}); // an error is told when something is asked
+
+  /** Says what was opened, and from then on how much memory the page takes. */
+  function told({ name, provider }) {
+    document.getElementById("name").textContent = document.title = name;
+    status(`opened ${name} · ${NAMES[provider]}`);
+    document.documentElement.dataset.compute = provider;
+    measure();
+  }
+
+  // Of the page and its workers, without what lies on a GPU. The browser takes its time.
+  let held, measuring;
+  function measure() {
+    measuring ??= performance
+      .measureUserAgentSpecificMemory?.()
+      .then(({ bytes }) => (held = bytes))
+      .finally(() => (measuring = undefined));
+  }
 
   const chunk = ({ text, finish_reason = null, stats }) => ({
     choices: [{ index: 0, delta: text ? { content: text } : {}, finish_reason }],
-    ...(stats && { hrm_edge: stats }),
+    ...(stats && { hrm_edge: { ...stats, anonymous_memory: held } }),
   });
 
   function answer(body, signal) {
@@ -47,6 +85,7 @@
           if (!piece || piece.finish_reason) {
             waiting.delete(id);
             controller.close();
+            measure();
           }
         };
         const id = send("ask", { prompt: messages.at(-1).content, options }, tell);
@@ -61,8 +100,8 @@
   }
 
   const routes = {
-    health: async () => json({}),
-    "v1/models": async () => json({ data: [{ id: await opened }] }),
+    health: async () => json({ anonymous_memory: held }),
+    "v1/models": async () => json({ data: [{ id: (await opened).name }] }),
     "v1/chat/completions": async ({ body, signal }) => {
       await opened;
       return answer(JSON.parse(body), signal);
@@ -98,14 +137,13 @@
     document.getElementById("fast").checked = fast;
     chosen = files;
     document.getElementById("settings").close();
-    document.getElementById("examples")?.remove();
-    figures("opening the bundle …"); // the page's own line under the question
+    if (files) document.getElementById("examples")?.remove();
+    status("opening the bundle …");
     opened = open(files, fast);
     try {
-      document.getElementById("name").textContent = document.title = await opened;
-      figures(`opened ${document.title}`);
+      told(await opened);
     } catch (error) {
-      figures(error.message);
+      status(error.message);
     }
   }
 
@@ -134,24 +172,46 @@
     document.querySelector("#settings .end").prepend(label);
   }
 
+  function addCompute() {
+    const select = Object.assign(document.createElement("select"), { id: "compute" });
+    const choices = { auto: "automatic", ...NAMES };
+    for (const [value, text] of Object.entries(choices)) select.add(new Option(text, value));
+    select.value = localStorage.getItem(COMPUTE) ?? "auto";
+    select.addEventListener("change", () => {
+      localStorage.setItem(COMPUTE, select.value);
+      choose(chosen, document.getElementById("fast").checked);
+    });
+    const label = document.createElement("label");
+    label.title = "Automatic: WebGPU where there is a GPU and the bundle's cache has 32 bits";
+    label.append("Compute on ", select);
+    document.querySelector("#settings .end").prepend(label);
+  }
+
   addEventListener("DOMContentLoaded", () => {
     addPicker();
     addFast();
+    addCompute();
     addExamples();
   });
 
-  // Offline from the first visit on. The service worker also isolates the page, which is what
-  // lets the model use several threads; that takes hold with a reload.
+  // The service worker keeps the page, so that it answers offline, and isolates it, which is what
+  // lets the model use several threads. That takes hold with a reload; until then the model would
+  // be fetched for nothing.
   async function settleIn() {
-    await navigator.serviceWorker.register("sw.js");
-    await navigator.serviceWorker.ready;
-    if (!crossOriginIsolated && !sessionStorage.isolated) {
+    await navigator.serviceWorker?.register("sw.js");
+    await navigator.serviceWorker?.ready;
+    if (!crossOriginIsolated && navigator.serviceWorker && !sessionStorage.isolated) {
       sessionStorage.isolated = "tried";
       location.reload();
-    } else {
-      document.documentElement.dataset.offline = "ready";
+      await new Promise(() => {});
     }
+    opened?.then(sayOffline, () => {});
   }
-  // Without one (plain http, a private window) the page still answers.
-  if (navigator.serviceWorker) settleIn().catch(() => {});
+
+  /** Once the model's files are kept as well. */
+  function sayOffline() {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => (document.documentElement.dataset.offline = "ready");
+    navigator.serviceWorker?.controller?.postMessage("kept?", [port2]);
+  }
 }

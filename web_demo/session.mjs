@@ -13,14 +13,8 @@ import { decodingOf, planOf, sharedSlots, withPlan } from "./plan.mjs";
 const PAST = "past_key_values.";
 const ARRAYS = { float32: Float32Array, int8: Int8Array, uint8: Uint8Array };
 
-/** WebGPU's attention has no quantized cache. Throws an HRMEdgeError. */
-function refuseOnWebGPU(source, { kv_cache }) {
-  if (kv_cache.bits < 16) {
-    throw new HRMEdgeError(
-      `${source.name}: WebGPU cannot use a KV cache of ${kv_cache.bits} bits; export with --kv-bits 32`,
-    );
-  }
-}
+/** The fewest bits of a slot: WebGPU's attention needs 16 or more, it has no quantized cache. */
+export const cacheBits = ({ kv_cache: { bits, h_bits } }) => Math.min(bits, h_bits ?? bits);
 
 /** The cache stays where it is computed. */
 function onDevice(slots) {
@@ -42,7 +36,11 @@ export class Session {
     const set = { logSeverityLevel: 3 };
     if (provider) set.executionProviders = [provider];
     if (provider === "webgpu") {
-      refuseOnWebGPU(source, manifest);
+      const bits = cacheBits(manifest);
+      if (bits < 16) {
+        const told = `WebGPU cannot use a KV cache of ${bits} bits; export with --kv-bits 32`;
+        throw new HRMEdgeError(`${source.name}: ${told}`);
+      }
       set.preferredOutputLocation = onDevice(manifest.kv_cache.slots);
     }
     if (!mapped) {
@@ -64,10 +62,20 @@ export class Session {
   /** Forget everything and read `ids` as the prefix, with room for `capacity` tokens in all. */
   async prefill(ids, capacity) {
     this.length = 0;
-    for (const tensor of this.cache?.values() ?? []) tensor.dispose();
+    this.#dropCache();
     this.capacity = capacity;
     this.cache = this.#emptyCache();
     return this.#run(ids);
+  }
+
+  /** Frees the weights and the cache. */
+  close() {
+    this.#dropCache();
+    return this.session.release();
+  }
+
+  #dropCache() {
+    for (const tensor of this.cache?.values() ?? []) tensor.dispose();
   }
 
   /** Append the token `id`. */

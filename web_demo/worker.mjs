@@ -1,16 +1,17 @@
 /**
  * The model's own thread: takes {id, kind: "open" | "ask" | "stop"} and answers with {id, ...}.
  *
- * open: files (a list of File, or none for the built-in bundle), fast -> {id, opened: name}
+ * open: files (a list of File, or none for the built-in bundle), fast, compute ("auto", "webgpu",
+ *       "wasm"), gpu (whether the browser has one) -> {id, done, total} while it reads, in bytes,
+ *       then {id, opened: name, provider}
  * ask:  prompt, options -> {id, piece} for each token, as Model.stream yields it
  * stop: ends the answer `id` within one token -> {id, stopped: true}
  * Whatever fails is answered with {id, error: message}.
  */
-import { fetchedSource, HRMEdgeError, load, pickedSource } from "./hrm_edge.mjs";
-import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
+import { fetchedSource, HRMEdgeError, load, pickedSource, readManifest } from "./hrm_edge.mjs";
+import { cacheBits } from "./session.mjs";
 import { Tokenizer } from "./vendor/tokenizers.min.mjs";
 
-ort.env.logLevel = "error";
 const BUILT_IN = fetchedSource(new URL("bundle/", import.meta.url), "hrm-tiny");
 let model;
 let running; // the id of the answer under way
@@ -23,11 +24,38 @@ const readMessages = () =>
     turn.port2.postMessage(null);
   });
 
-async function open(id, files, fast) {
-  model = undefined; // frees the former one first
+async function loadOn(provider, source, how) {
+  const ort = await import(`./vendor/ort.${provider}.bundle.min.mjs`);
+  ort.env.logLevel = "error";
+  return [await load({ ort, Tokenizer }, source, { ...how, provider }), provider];
+}
+
+/** On WebGPU where there is a GPU and the bundle suits it, unless the user has chosen. */
+async function loadAsWished(source, compute, gpu, how) {
+  if (compute !== "auto") return loadOn(compute, source, how);
+  if (gpu && cacheBits(await readManifest(source)) >= 16) {
+    try {
+      return await loadOn("webgpu", source, how);
+    } catch (error) {
+      console.warn(`without WebGPU: ${error.message}`);
+    }
+  }
+  return loadOn("wasm", source, how);
+}
+
+async function open(id, { files, fast, compute, gpu }) {
+  await model?.close(); // frees the former one first
+  model = undefined;
   const source = files ? pickedSource(files) : BUILT_IN;
-  model = await load({ ort, Tokenizer }, source, { fast });
-  postMessage({ id, opened: model.name });
+  let shown = 0;
+  const progress = (done, total) => {
+    if (done - shown < total / 100) return;
+    shown = done;
+    postMessage({ id, done, total });
+  };
+  const [loaded, provider] = await loadAsWished(source, compute, gpu, { fast, progress });
+  model = loaded;
+  postMessage({ id, opened: model.name, provider });
 }
 
 async function ask(id, { prompt, options }) {
@@ -43,9 +71,9 @@ async function ask(id, { prompt, options }) {
   }
 }
 
-onmessage = async ({ data: { id, kind, files, fast, ...request } }) => {
+onmessage = async ({ data: { id, kind, ...request } }) => {
   try {
-    if (kind === "open") await open(id, files, fast);
+    if (kind === "open") await open(id, request);
     else if (kind === "ask") await ask(id, request);
     else running = undefined;
   } catch (error) {

@@ -4,12 +4,12 @@ A line is {"prompt": ...} or {"messages": [...]}; other keys that are options (c
 max_tokens, temperature, ...) hold for that line alone, and all keys come back with the answer.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hrm_edge.config import parse_json
 from hrm_edge.errors import HRMEdgeError
 
 from ..engine import Completion, Model
@@ -32,10 +32,7 @@ def read(path: Path) -> list[Row]:
 
 
 def _row(where: str, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise HRMEdgeError(f"{where}: not JSON ({error})") from None
+    row = parse_json(line, where)
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise HRMEdgeError(f"{where}: expected an object with either prompt or messages")
     if "prompt" in row and not isinstance(row["prompt"], str):

@@ -4,14 +4,15 @@ Knows the messages and the options; neither how a line is read nor how an answer
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hrm_edge.chat_template import Message
+from hrm_edge.config import parse_json
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.files import writing
+from hrm_edge.files import replacing
 
 from ..chat import check_messages
 from ..settings import Options, Settings
@@ -102,30 +103,41 @@ def _parse(name: str, value: str) -> Any:
         return value or None
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value or None
 
 
 def _save(conversation: Conversation, argument: str) -> str:
     path = Path(argument or "chat.json")
-    text = json.dumps(conversation.messages, ensure_ascii=False, indent=2)
-    with writing(path):
-        path.write_text(text + "\n", encoding="utf-8")
+    save_messages(path, conversation.messages)
     return f"Saved {len(conversation.messages)} messages to {path}."
 
 
 def _load(conversation: Conversation, argument: str) -> str:
     path = Path(argument or "chat.json")
+    conversation.messages = read_messages(path)
+    return f"Loaded {len(conversation.messages)} messages from {path}."
+
+
+def save_messages(path: Path, messages: Sequence[Message]) -> None:
+    """Write a conversation as JSON, in place of what `path` held. Raises HRMEdgeError."""
+    text = json.dumps(messages, ensure_ascii=False, indent=2)
+    with replacing(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_messages(path: Path) -> list[Message]:
+    """What `save_messages` wrote. Raises HRMEdgeError if `path` holds anything else."""
     try:
-        messages = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise HRMEdgeError(f"{path}: cannot be read ({error})") from None
+    messages = parse_json(text, str(path))
     try:
         check_messages(messages)
     except HRMEdgeError as error:
         raise HRMEdgeError(f"{path}: not a saved conversation ({error})") from None
-    conversation.messages = messages
-    return f"Loaded {len(messages)} messages from {path}."
+    return messages
 
 
 COMMANDS: dict[str, tuple[Callable[[Conversation, str], str | None], str]] = {

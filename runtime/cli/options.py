@@ -4,7 +4,6 @@ Those of an answer come from the table in settings.py; here are only their flags
 """
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hrm_edge.bundle import Bundle
-from hrm_edge.config import KV_SHARES
+from hrm_edge.config import KV_SHARES, parse_json
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.number_list import Numbers
 from hrm_edge.progress import status
@@ -155,10 +154,7 @@ def _bias(text: str) -> tuple[int, float]:
 def read_schema(text: str) -> Any:
     """A JSON schema from a file, or from JSON itself. Raises HRMEdgeError."""
     source = text if text.lstrip().startswith("{") else _read(Path(text))
-    try:
-        return json.loads(source)
-    except ValueError as error:
-        raise HRMEdgeError(f"json-schema: {text[:60]!r} is not JSON ({error})") from None
+    return parse_json(source, f"json-schema {text[:60]!r}")
 
 
 def _read(path: Path) -> str:

@@ -32,7 +32,7 @@ class KVBuffers(Protocol):
         ...
 
     def write(self, cache: np.ndarray, tokens: int) -> None:
-        """Take over what `read(tokens)` gave."""
+        """Take over what `read(tokens)` gave. Raises ValueError if that has another size."""
         ...
 
 
@@ -170,9 +170,13 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _parts(cache: np.ndarray, layouts: Sequence[Layout], tokens: int) -> list[np.ndarray]:
-    """The buffers' first `tokens`, [1, heads, tokens, width] each, out of what `_joined` gave."""
+    """The buffers' first `tokens`, [1, heads, tokens, width] each, out of what `_joined` gave.
+
+    Raises ValueError if `cache` has another size.
+    """
     sizes = [layout.size // layout.shape[2] * tokens for layout in layouts]
-    assert cache.size == sum(sizes), (cache.size, sum(sizes))
+    if cache.size != sum(sizes):
+        raise ValueError(f"a cache of {cache.size} bytes, expected {sum(sizes)}")
     flat = np.split(cache, np.cumsum(sizes)[:-1])
     return [
         part.view(layout.dtype).reshape(*layout.shape[:2], tokens, layout.shape[3])

@@ -8,7 +8,6 @@ is not kept: the next turn's prefix is read in both directions, so an answer's c
 
 import hashlib
 import json
-import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import BinaryIO
 import numpy as np
 
 from hrm_edge.bundle import Manifest
+from hrm_edge.config import parse_json
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.files import writing
+from hrm_edge.files import replacing
 
 from .protocol import Session
 
@@ -38,13 +38,10 @@ def save(path: Path, session: Session, manifest: Manifest) -> None:
         "prefix": session.prefix,
         "crc32": _checksum(parts),
     }
-    with writing(path), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        partial = Path(scratch) / path.name
-        with partial.open("wb") as file:
-            file.write(json.dumps(header).encode() + b"\n")
-            for part in parts:
-                file.write(part.data)
-        partial.replace(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        for part in parts:
+            file.write(part.data)
 
 
 def restore(path: Path, session: Session, manifest: Manifest) -> None:
@@ -60,19 +57,25 @@ def restore(path: Path, session: Session, manifest: Manifest) -> None:
         raise _damaged(path) from None
     if _checksum((logits, cache)) != header["crc32"]:
         raise _damaged(path)
-    if len(header["prefix"]) >= session.max_context:
+    prefix, size = header["prefix"], len(logits)
+    if size != manifest.model.vocab_size or not np.isfinite(logits).all():
+        raise _damaged(path)
+    if len(prefix) >= session.max_context:
         raise HRMEdgeError(
-            f"{path}: holds {len(header['prefix'])} tokens, max_context is {session.max_context}"
+            f"{path}: holds {len(prefix)} tokens, max_context is {session.max_context}"
         )
-    session.set_prefix_state(header["prefix"], logits, cache)
+    try:
+        session.set_prefix_state(prefix, logits, cache)
+    except ValueError:
+        raise _damaged(path) from None
 
 
 def _header(path: Path, file: BinaryIO, manifest: Manifest, kv_share: str) -> dict:
     try:
-        header = json.loads(file.readline(1 << 24))
+        header = parse_json(file.readline(1 << 24).decode(), str(path))
         if header["kind"] != KIND:
             raise KeyError("kind")
-    except (ValueError, KeyError, TypeError):
+    except (HRMEdgeError, UnicodeDecodeError, KeyError, TypeError):
         raise HRMEdgeError(f"{path}: not a saved prefix; name another file") from None
     if header.get("version") != VERSION:
         raise HRMEdgeError(
@@ -83,8 +86,13 @@ def _header(path: Path, file: BinaryIO, manifest: Manifest, kv_share: str) -> di
             f"{path}: made with --kv-share {header.get('kv_share', 'none')}, not {kv_share}; load "
             "alike, remove it or name another file"
         )
-    if header["bundle"] != _identity(manifest):
+    if header.get("bundle") != _identity(manifest):
         raise HRMEdgeError(f"{path}: made with another bundle; remove it or name another file")
+    prefix, tokens = header.get("prefix"), range(manifest.model.vocab_size)
+    if not isinstance(prefix, list) or not prefix or "crc32" not in header:
+        raise _damaged(path)
+    if not all(type(i) is int and i in tokens for i in prefix):
+        raise _damaged(path)
     return header
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import onnxruntime as ort
 
 from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.files import sha256, writing
+from hrm_edge.files import scratch_for, sha256, writing
 from hrm_edge.names import LOGITS, ONNX_DATA, ONNX_MODEL
 from hrm_edge.numerics import ort_dtype
 
@@ -46,11 +45,11 @@ def packed_graph(model: Path, manifest: Manifest, directory: Path, options: Opti
         _check_content(model.parent, manifest)
         with writing(entry):
             directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as scratch:
-                partial = Path(scratch) / "made"
+            with scratch_for(entry) as scratch:
+                partial = scratch / "made"
                 partial.mkdir()
                 _make(model, partial, options)
-                _install(partial, entry, Path(scratch) / "old")
+                _install(partial, entry, scratch / "old")
                 _remember(model.parent, entry)
     elif not _remembered(model.parent, entry):
         _check_content(model.parent, manifest)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browsing import ANSWER, SOFTWARE_WEBGPU, chromium, node, static_server
+from browsing import ANSWER, ask, node, static_server, visit
 from hrm_edge.bundle import Bundle
-from hrm_edge.export import Recipe, export
+from hrm_edge.export import export
 from hrm_edge.runtime import load
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -26,36 +26,6 @@ GOLDEN = json.loads((ROOT / "android_demo" / "golden.json").read_text(encoding="
 VECTORS: list[dict[str, Any]] = GOLDEN["vectors"]
 WAYS: dict[str, dict[str, Any]] = GOLDEN["ways"]
 SHOTS = os.environ.get("HRM_EDGE_SCREENSHOTS")  # a directory to keep screenshots in
-
-
-@pytest.fixture(scope="module", autouse=True)
-def packages() -> None:
-    if not (DEMO / "node_modules" / "onnxruntime-web").is_dir():
-        subprocess.run(["npm", "ci", "--ignore-scripts", "--prefix", DEMO], check=True)
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """hrm-tiny in int4, by the bits of its KV cache; 4h8 has 8 in the H passes."""
-    out, tiny = tmp_path_factory.mktemp("tiny"), ROOT / "hrm_edge" / "data" / "hrm_tiny"
-    recipes = {str(bits): Recipe(kv_bits=bits) for bits in (32, 8, 4)}
-    recipes["4h8"] = Recipe(kv_bits=4, kv_h_bits=8)
-    return {b: export(tiny, out / f"kv{b}", recipe=r).path for b, r in recipes.items()}
-
-
-@pytest.fixture(scope="module")
-def site(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built page, its bundle with KV 8; the one with KV 32 beside it."""
-    site = tmp_path_factory.mktemp("web") / "site"
-    subprocess.run(["node", DEMO / "build.mjs", bundles["8"], site], check=True)
-    shutil.copytree(bundles["32"], site / "kv32")
-    return site
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium(*SOFTWARE_WEBGPU) as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -73,19 +43,6 @@ def page(browser: Browser, site: Path) -> Iterator[Page]:
         context.close()
         assert errors == []
         assert all(address.startswith((url, "blob:", "data:")) for address in addresses)
-
-
-def visit(page: Page, url: str) -> None:
-    """Open the page and wait until the model is there and the service worker has taken over."""
-    page.goto(url)
-    expect(page.locator("html")).to_have_attribute("data-offline", "ready", timeout=60000)
-    expect(page).not_to_have_title("hrm-edge", timeout=60000)
-    assert page.evaluate("crossOriginIsolated"), "no threads"
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Your question").fill(text)
-    page.keyboard.press("Enter")
 
 
 def shot(page: Page, name: str) -> None:
@@ -274,37 +231,6 @@ def test_an_example_is_one_click(page: Page) -> None:
     page.get_by_role("button", name="Spell this word backward: RIVER").click()
     expect(page.locator(".assistant .text")).to_have_text("REVIR", timeout=30000)
     assert len(page.workers) == min(4, (page.evaluate("navigator.hardwareConcurrency") + 1) // 2)
-
-
-def test_webgpu_gives_the_golden_vectors(browser: Browser, site: Path) -> None:
-    """In Chromium's software WebGPU. With KV 8 it is refused: its attention kernel has none."""
-    library = site / "webgpu"
-    library.mkdir()
-    (site / "blank.html").write_text("<!doctype html><title>blank</title>")
-    for name in ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"):
-        (library / name).symlink_to(DEMO / "node_modules" / "onnxruntime-web" / "dist" / name)
-    code = """async ([vectors, most]) => {
-      if (!(await navigator.gpu?.requestAdapter())) return "no adapter";
-      const ort = await import("./webgpu/ort.webgpu.bundle.min.mjs");
-      const { load, fetchedSource } = await import("./hrm_edge.mjs");
-      const { Tokenizer } = await import("./vendor/tokenizers.min.mjs");
-      ort.env.logLevel = "error";
-      const open = (directory) => load(
-        { ort, Tokenizer },
-        fetchedSource(new URL(directory, location.href), directory),
-        { provider: "webgpu" },
-      );
-      const model = await open("kv32/");
-      const refused = await open("bundle/").then(() => "loaded", (error) => error.message);
-      return [await (ANSWER)(model, vectors, most), refused];
-    }""".replace("ANSWER", ANSWER)
-    with static_server(site) as url:
-        page = browser.new_page()
-        page.goto(url + "blank.html")  # without the page's policy
-        found, refused = page.evaluate(code, [VECTORS[:4], GOLDEN["max_tokens"]])
-        page.close()
-    assert found == expected("32")[:4]
-    assert refused == ("bundle/: WebGPU cannot use a KV cache of 8 bits; export with --kv-bits 32")
 
 
 def test_tokens_of_many_scripts_are_those_of_the_tokenizers_library(

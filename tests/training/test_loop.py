@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from hrm_edge.training import checkpointing, loop, train
 from hrm_edge.training.config import load_config
 from hrm_edge.training.objective import Outcome
 from hrm_edge.training.packing import Rows
+from hrm_edge.training.schedule import kv_share
 from hrm_edge.training.schedule import plan as plan_of
 from hrm_edge.training.weights import load_model
 from tiny_training import TINY, letters, metrics
@@ -213,10 +215,8 @@ def test_an_early_exit_is_learned_where_it_is_asked_for(
     seen: list[float] = []
     honest = loop.outcome
 
-    def watched(
-        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None, plan: Plan
-    ) -> Outcome:
-        result = honest(model, rows, horizon, early, teacher, plan)
+    def watched(model: HRMText, rows: Rows, horizon: int | None, early: bool, *how: Any) -> Outcome:
+        result = honest(model, rows, horizon, early, *how)
         assert (result.early is not None) == early
         with torch.no_grad():
             first = honest(model, rows, horizon, True).early
@@ -251,9 +251,16 @@ def test_the_passes_of_a_step_are_those_that_were_drawn(
     honest = loop.outcome
 
     def watched(
-        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None, plan: Plan
+        model: HRMText,
+        rows: Rows,
+        horizon: int | None,
+        early: bool,
+        teacher: None,
+        plan: Plan,
+        share: str,
     ) -> Outcome:
         seen.append(plan)
+        assert share == "none"
         found = honest(model, rows, horizon, early, teacher, plan)
         whole = honest(model, rows, horizon, early, teacher)
         same = torch.equal(found.losses, whole.losses)
@@ -266,6 +273,25 @@ def test_the_passes_of_a_step_are_those_that_were_drawn(
     config = Checkpoint.open(out).config
     assert seen == [plan_of(often, config, TINY.run.seed, step) for step in range(1, 13)]
     assert len(set(seen)) > 3
+
+
+def test_shared_slots_are_trained_in_their_share_of_the_steps(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    honest = loop.outcome
+
+    def watched(*given: Any) -> Outcome:
+        seen.append(given[-1])
+        return honest(*given)
+
+    monkeypatch.setattr(loop, "outcome", watched)
+    often = replace(TINY.optimizer, shared_slots=0.5)
+    train(replace(TINY, optimizer=often), data, tmp_path / "run", quiet=True)
+    assert seen == [kv_share(often, TINY.run.seed, step) for step in range(1, 13)]
+    assert set(seen) == {"none", "cycle"}
+    losses = metrics(tmp_path / "run", "loss")
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_lora_changes_the_projections_and_nothing_else(
@@ -288,10 +314,8 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(
 ) -> None:
     honest, calls = loop.outcome, []
 
-    def broken(
-        model: HRMText, rows: Rows, horizon: int | None, early: bool, teacher: None, plan: Plan
-    ) -> Outcome:
-        result = honest(model, rows, horizon, early, teacher, plan)
+    def broken(model: HRMText, rows: Rows, horizon: int | None, early: bool, *how: Any) -> Outcome:
+        result = honest(model, rows, horizon, early, *how)
         calls.append(1)
         return replace(result, losses=result.losses * (float("nan") if len(calls) == 6 else 1))
 

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from hrm_edge.config import HRMTextConfig
+from hrm_edge.model import KVCache
 from hrm_edge.training.data import SAMPLE, Samples
 from hrm_edge.training.objective import outcome
 from hrm_edge.training.packing import (
+    IGNORE,
     WINDOW,
     Stream,
     best_fit,
@@ -108,6 +110,49 @@ def test_losses_are_cross_entropy_of_the_next_answer_tokens(samples: Samples) ->
     result = outcome(model, rows)
     torch.testing.assert_close(result.losses.sum(), expected)
     assert len(result.hits) == int((rows.targets != -100).sum())
+
+
+@pytest.mark.parametrize("kv_share", ["cycle", "stack"])
+def test_answers_read_a_prompts_shared_slots_as_a_device_does(
+    samples: Samples, kv_share: str
+) -> None:
+    """Against a cache: the prompt by all passes, its slots shared, the answer in one call."""
+    model = new_model(CONFIG)
+    kept, plan = CONFIG.shared_slots(kv_share), CONFIG.plan([1, 2])
+    for choice in ([9, 2], [4, 5]):
+        rows = build_rows(samples, [choice], 20)
+        found = (
+            outcome(model, rows, plan=plan, kv_share=kv_share)
+            .losses.detach()
+            .split(
+                [
+                    int((rows.targets[rows.segments == k] != IGNORE).sum())
+                    for k in range(len(choice))
+                ]
+            )
+        )
+        for k, losses in enumerate(found):
+            mine = rows.segments[0] == k
+            ids, targets = rows.ids[:, mine], rows.targets[0, mine]
+            prompt = int(rows.prefix[0, mine].sum())
+            cache = KVCache(CONFIG, 1, ids.shape[1])
+            with torch.no_grad():
+                first = model(ids[:, :prompt], cache=cache)
+                for slots in (cache.keys, cache.values):
+                    slots[:, :, :, :prompt] = slots[list(kept), :, :, :prompt]
+                rest = model(ids[:, prompt:], cache=cache, plan=plan)
+            logits = torch.cat((first, rest), 1)[0, targets != IGNORE]
+            expected = F.cross_entropy(logits, targets[targets != IGNORE], reduction="none")
+            torch.testing.assert_close(losses, expected)
+
+
+def test_shared_slots_teach_the_pass_whose_keys_are_kept(samples: Samples) -> None:
+    model = new_model(CONFIG)
+    rows = build_rows(samples, [[9, 2]], 20)
+    own, shared = (outcome(model, rows, kv_share=how).losses.sum() for how in ("none", "cycle"))
+    assert abs(own - shared) > 1e-5
+    shared.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 @pytest.mark.parametrize("prefix_lm", [True, False])

@@ -75,7 +75,7 @@ def test_a_batch_answers_every_line(
     ("text", "message"),
     [
         ("", "has no prompts"),
-        ('{"prompt": "a"}\n{oops', "in.jsonl:2: not JSON"),
+        ('{"prompt": "a"}\n{oops', "in.jsonl:2: not valid JSON"),
         ('{"text": "a"}', "in.jsonl:1: expected an object with either prompt or messages"),
         ('{"prompt": 3}', "in.jsonl:1: prompt is 3, expected text"),
     ],
@@ -93,7 +93,7 @@ def test_a_batch_that_cannot_be_read_is_refused(
     ("flags", "message"),
     [
         (["--logit-bias", "A=1"], "logit-bias is 'A=1', expected ID=NUMBER"),
-        (["--json-schema", "{oops"], "is not JSON"),
+        (["--json-schema", "{oops"], "is not valid JSON"),
         (["--json-schema", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--samples", 0], "n is 0, expected 1 to 1024"),
         (["--draft", "nowhere"], "nowhere: no such bundle"),
