@@ -94,22 +94,23 @@ def _save(partial: Path, model: HRMText, optimizer: AdamATan2, world: World) -> 
     except (CheckpointException, OSError) as error:
         cause = _as_os_error(error, partial, model)
         shutil.rmtree(partial, ignore_errors=True)
-        if cause is None:
-            raise
         raise cause from error
 
 
-def _as_os_error(error: BaseException, partial: Path, model: HRMText) -> OSError | None:
+def _as_os_error(error: BaseException, partial: Path, model: HRMText) -> OSError:
     """The system's error behind a failed save; torch's own writer reports a full disk as another
     error, so that one is told by the room left for a state (four fp32 values a parameter).
     """
     failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, 0)]
-    found = next((cause for cause, _ in failures if isinstance(cause, OSError)), None)
+    causes = [cause for cause, _ in failures]
+    found = next((cause for cause in causes if isinstance(cause, OSError)), None)
+    if found is not None:
+        return found
     written = sum(file.stat().st_size for file in partial.glob("*"))
     needed = 16 * sum(p.numel() for p in model.parameters())
-    if found is None and shutil.disk_usage(partial).free + written < needed:
+    if shutil.disk_usage(partial).free + written < needed:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return found
+    return OSError(errno.EIO, " ".join(str(causes[0]).split()))
 
 
 def _finish(partial: Path, target: Path, header: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.files import sole_writer
+from hrm_edge.files import sole_writer, writing
 from hrm_edge.model import HRMText
 
 from .checkpointing import Progress, load_state, save_state, states
@@ -76,7 +76,8 @@ def train(
             corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)
             model = _model(config, corpus, checkpoint)
             teacher = load_model(checkpoint.path) if checkpoint is not None and distill else None
-            return Run(config, model, corpus, out, world, resume, quiet, teacher).run()
+            with writing(out, "--resume goes on from the last state"):
+                return Run(config, model, corpus, out, world, resume, quiet, teacher).run()
 
 
 def _to_finetune(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:

@@ -93,7 +93,7 @@ def test_a_batch_that_cannot_be_read_is_refused(
     ("flags", "message"),
     [
         (["--logit-bias", "A=1"], "logit-bias is 'A=1', expected ID=NUMBER"),
-        (["--json-schema", "{oops"], "is not valid JSON"),
+        (["--json-schema", "{oops"], "not valid JSON"),
         (["--json-schema", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--samples", 0], "n is 0, expected 1 to 1024"),
         (["--draft", "nowhere"], "nowhere: no such bundle"),
