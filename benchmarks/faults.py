@@ -36,7 +36,7 @@ from hrm_edge.export import export
 from hrm_edge.runtime import load
 from hrm_edge.runtime.cli.conversation import read_messages, save_messages
 
-from .make_checkpoint import config, tensors, write_tokenizer
+from .make_checkpoint import config, make
 
 MODES = {"fails": 1, "full": 2, "killed": 3}
 VOCAB = 288
@@ -57,9 +57,7 @@ class Operation:
 
 def _checkpoint(path: Path, seed: int = 0) -> Path:
     small = replace(config("tiny", VOCAB), max_position_embeddings=64, layers_per_stack=1)
-    with tempfile.TemporaryDirectory() as tokenizer:
-        write_tokenizer(Path(tokenizer), VOCAB)
-        return write_checkpoint(path, small, tensors(small, seed), tokenizer=Path(tokenizer))
+    return make(small, path, seed)
 
 
 def _sources(place: Path) -> None:

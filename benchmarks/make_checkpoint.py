@@ -72,16 +72,20 @@ def write_tokenizer(directory: Path, vocab: int) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def make(shape: HRMTextConfig, out: Path, seed: int = 0) -> Path:
+    """Write a random checkpoint of `shape` into the new directory `out`."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_tokenizer(Path(directory), shape.vocab_size)
+        return write_checkpoint(out, shape, tensors(shape, seed), tokenizer=Path(directory))
+
+
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="XL", show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
 @click.option("--seed", default=0, show_default=True)
 def main(size: str, out: Path, seed: int) -> None:
     """Write a random checkpoint of SIZE into the new directory OUT."""
-    with tempfile.TemporaryDirectory() as directory:
-        write_tokenizer(Path(directory), VOCAB)
-        shape = config(size)
-        write_checkpoint(out, shape, tensors(shape, seed), tokenizer=Path(directory))
+    make(config(size), out, seed)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Our bundle beside its peers on the same weights: alternating runs, medians, memory, a picture.
 
-    python -m benchmarks.make_checkpoint --size XL -o runs/xl
-    python -m benchmarks.peers runs/xl --work runs/peers -o benchmarks/results/xl
+    python -m benchmarks.peers XL --work runs/peers -o runs/peers/figures
 
+makes a random checkpoint of HRM-Text-1B's shape (or takes the one whose directory is given),
 converts the checkpoint for each peer, fetches llama.cpp, and writes a markdown table, every single
 timing as JSON, and a PNG. Each round starts each engine in a process of its own. llama.cpp runs as
 it comes (it chooses flash attention) and with flash attention off, since each is the faster one
@@ -28,6 +28,7 @@ import click
 
 from benchmarks.bandwidth import read_bandwidth
 from benchmarks.llamacpp import RELEASE, library_folder
+from benchmarks.make_checkpoint import SIZES, config, make
 from hrm_edge.bundle import Manifest
 from hrm_edge.cli_inspect import weight_bytes_per_token
 from hrm_edge.errors import HRMEdgeError
@@ -236,7 +237,7 @@ def _quarters(values: list[float]) -> tuple[float, float, float]:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.argument("checkpoint")
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
@@ -250,7 +251,7 @@ def _quarters(values: list[float]) -> tuple[float, float, float]:
 @click.option("--decode", default=16, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(
-    checkpoint: Path,
+    checkpoint: str,
     work: Path,
     also: tuple[str, ...],
     out: Path,
@@ -259,10 +260,18 @@ def main(
     decode: int,
     threads: int,
 ) -> None:
-    """Measure CHECKPOINT through each runtime in turns; write OUT.md, OUT.json and OUT.png."""
+    """Measure CHECKPOINT through each runtime in turns; write OUT.md, OUT.json and OUT.png.
+
+    CHECKPOINT is a directory, or B, L or XL for random weights of that size.
+    """
     install()
+    source = Path(checkpoint)
+    if checkpoint in SIZES:
+        source = work / "checkpoint"
+        if not source.exists():
+            make(config(checkpoint), source)
     plan = Plan(tuple(int(d) for d in depths.split(",")), decode, threads)
-    running = engines(checkpoint, work, also, plan)
+    running = engines(source, work, also, plan)
     about = machine()
     bandwidth = read_bandwidth(threads)
     reports: dict[str, list[RawReport]] = {engine.name: [] for engine in running}

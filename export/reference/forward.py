@@ -52,7 +52,7 @@ class Batch:
     """Samples as rows. `groups` are samples of equal length: their rows [n, S] and masks [n, S, S].
 
     `scored` are the rows that predict the answers' tokens, `targets`, in the samples' order.
-    `prefix` says of each row whether it belongs to one.
+    `prefix` says of each row whether it belongs to a prompt, which a causal model has as well.
     """
 
     ids: np.ndarray  # [T]
@@ -67,13 +67,13 @@ class Batch:
     def of(cls, samples: Sequence[Sample], prefix_lm: bool = True) -> "Batch":
         lengths = np.array([len(s.inputs) for s in samples])
         starts = np.cumsum(lengths) - lengths
-        prompts = np.array([len(s.prompt) if prefix_lm else 0 for s in samples])
+        prompts = np.array([len(s.prompt) for s in samples])
         groups = []
         for length in np.unique(lengths):
             members = np.flatnonzero(lengths == length)
             rows = starts[members, None] + np.arange(length)
             inside = np.arange(length) < prompts[members, None]
-            both = inside[:, :, None] & inside[:, None, :]
+            both = inside[:, :, None] & inside[:, None, :] & prefix_lm
             groups.append((rows, both | np.tri(length, dtype=bool)))
         scored = [
             np.arange(start + len(s.prompt) - 1, start + len(s.inputs))

@@ -1,10 +1,12 @@
 """Attention of one block, in the two forms that a call can take.
 
-The first call of a sequence is the prefix: its tokens see each other in both directions, and there
-is no past, so it needs no mask and attends to keys and values as they are, before the cache rounds
-them: plain MultiHeadAttention, which leaves writing the cache to nodes beside it. Every later call,
-and every call of a model without a prefix, is causal: one GroupQueryAttention, which reads, rounds
-and appends to the cache itself. Which it is, an `If` decides in each block.
+The first call of a sequence has no past, so it attends to keys and values as they are, before the
+cache rounds them: plain MultiHeadAttention, which leaves writing the cache to nodes beside it. In a
+PrefixLM its tokens see each other in both directions, without a mask; in a causal model the node is
+told which they see. (GroupQueryAttention takes three times as long for 1,024 tokens of an int8
+cache, and ten times as long again where the system hides the size of the L2 cache, as on aarch64:
+microsoft/onnxruntime #29621.) Every later call is causal: one GroupQueryAttention, which reads,
+rounds and appends to the cache itself. Which it is, an `If` decides in each block.
 """
 
 from dataclasses import dataclass
@@ -30,10 +32,10 @@ class Call:
     """What all blocks of a call share."""
 
     length: ir.Value  # [1] S
-    first: ir.Value  # bool [1], whether this is the prefix
+    first: ir.Value  # bool [1], whether this is the first call
     seqlens_k: ir.Value  # int32 [1], past + S - 1
     total: ir.Value  # int32 [], past + S
-    rows: ir.Value | None  # [1, heads, S, 3], where the prefix puts its keys and values
+    rows: ir.Value  # [1, heads, S, 3], where the first call puts its keys and values
 
     @classmethod
     def of(cls, g: Graph, ids: ir.Value, mask: ir.Value) -> "Call":
@@ -41,16 +43,14 @@ class Call:
         one, int32 = g.constant("axis1", [1]), ir.DataType.INT32
         length, total = (g.std("Gather", g.std("Shape", x), one) for x in (ids, mask))
         first = g.std("Equal", length, total)
-        rows = _rows(g, length) if g.config.prefix_lm else None
         last = g.cast(g.std("Sub", total, one), int32)
-        return cls(length, first, last, g.cast(g.std("Squeeze", total), int32), rows)
+        squeezed = g.cast(g.std("Squeeze", total), int32)
+        return cls(length, first, last, squeezed, _rows(g, length))
 
 
 def attend(g: Graph, call: Call, slot: int, qkv: ir.Value) -> ir.Value:
     """attention(q, k, v) [1, S, A] of qkv [1, S, 3 A]; keys and values go to cache slot `slot`."""
     causal = partial(_causal, call=call, slot=slot, qkv=qkv)
-    if call.rows is None:
-        return causal(g)
     prefix = partial(_prefix, rows=call.rows, slot=slot, qkv=qkv)
     return g.either(call.first, prefix, causal, (f"prefix_{slot}", f"causal_{slot}"))
 
@@ -81,8 +81,10 @@ def _prefix(g: Graph, rows: ir.Value, slot: int, qkv: ir.Value) -> ir.Value:
     parts = g.constant("q_k_v", [a, a, a])
     q, k, v = g.op_multi_out("Split", [qkv, parts], {"axis": -1}, num_outputs=3)
     q, k = (_rotated(g, x) for x in (q, k))
-    heads = g.config.num_attention_heads
-    mixed = g.ms("MultiHeadAttention", q, k, v, num_heads=heads)
+    how = {"num_heads": g.config.num_attention_heads}
+    if not g.config.prefix_lm:
+        how["unidirectional"] = 1
+    mixed = g.ms("MultiHeadAttention", q, k, v, **how)
     for which, (part, x) in enumerate(zip(names.cache_names(slot), (k, v), strict=True)):
         g.present[part] = g.std("ScatterND", g.past[part], rows, _codes(g, slot, which, x))
     return mixed

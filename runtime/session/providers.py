@@ -37,16 +37,14 @@ def check(name: str, manifest: Manifest) -> None:
 
 
 def _check_cuda(manifest: Manifest) -> None:
-    """The limits of GroupQueryAttention's CUDA kernels in ONNX Runtime 1.31."""
-    needed = "--dtype fp16"
-    if manifest.model.prefix_lm:  # the prefix needs an attention bias
-        needed += " --kv-bits 16"
-    if manifest.quantization.dtype != "float16" or (
-        manifest.model.prefix_lm and manifest.kv_cache.bits < 16
-    ):
-        kind = f"{manifest.quantization.dtype} with a {manifest.kv_cache.bits}-bit KV cache"
+    """The limit of GroupQueryAttention's CUDA kernels in ONNX Runtime 1.31: activations of 16 bits.
+
+    With those, caches of 16, 8 and 4 bits; a bundle of float16 has no other.
+    """
+    if manifest.quantization.dtype != "float16":
         raise HRMEdgeError(
-            f"this bundle is {kind}, for which CUDA has no attention kernel; export with {needed}"
+            f"this bundle computes in {manifest.quantization.dtype}, for which CUDA has no "
+            "attention kernel; export with --dtype fp16"
         )
 
 
