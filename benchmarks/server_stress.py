@@ -7,8 +7,11 @@ Each client draws again and again from: a whole answer, a stream, a stream left 
 request left while it waits, malformed JSON, a body too large, a field out of range, a wrong key,
 a body that stops half-way, and a stream read slowly. A status other than the expected ones, a
 stream without its end, or a request that hangs is counted as wrong. At the end every accepted
-request must be accounted for. Prints a report in JSON (on one line with --json); --plot draws its
-memory curve.
+request must be accounted for. With --hostile N as many clients more do nothing but what is meant
+to harm: grammars that take minutes to compile, prompts of a megabyte, heads that come byte by byte,
+bytes that are no HTTP, connections that say nothing. The time of whole answers is given, so that a
+run without them can be compared. Prints a report in JSON (on one line with --json); --plot draws
+its memory curve.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -39,20 +43,23 @@ class Stress:
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)  # (seconds, anonymous bytes)
+    answered: list[float] = field(default_factory=list)  # seconds that each whole answer took
 
-    async def run(self, clients: int, seconds: float, every: float = 1.0) -> None:
-        """Let `clients` loose for `seconds`, then wait until the server is at rest."""
+    async def run(self, clients: int, seconds: float, every: float = 1.0, hostile: int = 0) -> None:
+        """Let `clients` loose for `seconds`, `hostile` ones beside them, then wait for rest."""
         self.started = time.monotonic()
         end = self.started + seconds
         watcher = asyncio.create_task(self._watch(every))
-        await asyncio.gather(*(self._client(i, end) for i in range(clients)))
+        rough = [self._client(i, end, ACTS) for i in range(clients)]
+        worse = [self._client(clients + i, end, HOSTILE) for i in range(hostile)]
+        await asyncio.gather(*rough, *worse)
         watcher.cancel()
         await self._settle()
 
-    async def _client(self, number: int, end: float) -> None:
+    async def _client(self, number: int, end: float, acts: "list[Act]") -> None:
         draw = random.Random(self.seed * 100_000 + number)
         while time.monotonic() < end:
-            act = draw.choice(ACTS)
+            act = draw.choice(acts)
             try:
                 await asyncio.wait_for(act(self, draw), PATIENCE)
             except TimeoutError:
@@ -150,8 +157,11 @@ def _request(draw: random.Random, stream: bool, tokens: int | None = None) -> by
 
 
 async def _whole(run: Stress, draw: random.Random) -> None:
+    began = time.monotonic()
     status, body = await run.exchange("POST", "/v1/completions", _request(draw, False), {})
     run.expect("whole", status, (200, BUSY))
+    if status == 200:
+        run.answered.append(time.monotonic() - began)
     if status == 200 and not json.loads(body)["choices"][0]["finish_reason"]:
         run.wrong.append("whole: no finish_reason")
 
@@ -236,11 +246,46 @@ async def _slow_reader(run: Stress, draw: random.Random) -> None:
         run.wrong.append("slow reader: no end")
 
 
+async def _grammar(run: Stress, draw: random.Random) -> None:
+    """One that takes minutes, never the same twice."""
+    number = draw.randint(50_000_000, 99_999_999)
+    schema = {"type": "integer", "multipleOf": number}
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": [{"role": "user", "content": "Hi"}], "response_format": shape}
+    content = json.dumps(body).encode()
+    status, _ = await run.exchange("POST", "/v1/chat/completions", content, {})
+    run.expect("grammar", status, (400, BUSY))
+
+
+async def _long_prompt(run: Stress, draw: random.Random) -> None:
+    content = json.dumps({"prompt": "word " * draw.randint(100_000, 200_000)}).encode()
+    status, _ = await run.exchange("POST", "/v1/completions", content, {})
+    run.expect("long prompt", status, (400, BUSY))
+
+
+async def _byte_by_byte(run: Stress, draw: random.Random) -> None:
+    """A head that never ends, or bytes that are no HTTP, or silence."""
+    text = draw.choice([b"GET / HTTP/1.1\r\nX: " + b"a" * 4000, draw.randbytes(4000), b""])
+    reader, writer = await run.connect()
+    answer = asyncio.create_task(reader.read())
+    for byte in text:
+        if answer.done():
+            break
+        with contextlib.suppress(ConnectionError):
+            writer.write(bytes([byte]))
+            await writer.drain()
+        await asyncio.sleep(0.01)
+    status = parse(await answer)[0]
+    writer.close()
+    run.expect("byte by byte", status, (0, 400, 408))
+
+
 Act = Callable[[Stress, random.Random], Awaitable[None]]
 ACTS: list[Act] = [
     _whole, _stream, _leave, _leave, _malformed, _huge, _out_of_range, _wrong_key, _half,
     _slow_reader,
 ]  # fmt: skip
+HOSTILE: list[Act] = [_grammar, _long_prompt, _byte_by_byte]
 
 
 async def outcomes(run: Stress) -> dict[str, int]:
@@ -252,6 +297,15 @@ async def outcomes(run: Stress) -> dict[str, int]:
             name, value = line.split('"')[1], line.split()[-1]
             found[name] = int(value)
     return found
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """How many, the median, and what 95 and 99 in a hundred stay below."""
+    if len(seconds) < 2:
+        return {"answers": len(seconds)}
+    cuts = statistics.quantiles(seconds, n=100)
+    found = {"median": cuts[49], "p95": cuts[94], "p99": cuts[98], "max": max(seconds)}
+    return {"answers": len(seconds)} | {name: round(value, 3) for name, value in found.items()}
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -277,6 +331,9 @@ async def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--key", default="secret")
     parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument(
+        "--hostile", type=int, default=0, help="clients that mean harm, beside them"
+    )
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--every", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -284,11 +341,13 @@ async def main() -> None:
     parser.add_argument("--plot", type=Path, help="a PNG of the memory curve")
     options = parser.parse_args()
     run = Stress(options.url, options.key, options.seed)
-    await run.run(options.clients, options.seconds, options.every)
+    await run.run(options.clients, options.seconds, options.every, options.hostile)
     counts = await outcomes(run)
     ended = counts["finished"] + counts["cancelled"] + counts["failed"]
     report = {
         "clients": options.clients,
+        "hostile": options.hostile,
+        "seconds_per_whole_answer": quantiles(run.answered),
         "seconds": options.seconds,
         "done": dict(run.done),
         "statuses": {str(status): n for status, n in sorted(run.statuses.items())},

@@ -4,6 +4,7 @@ Anonymous memory is what gets a process killed on a phone or board; file-backed 
 weights can be dropped and read again.
 """
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def available() -> int | None:
     group = _cgroup_room(Path("/sys/fs/cgroup"))
     known = [room for room in (system, group) if room is not None]
     return min(known) if known else None
+
+
+def trim() -> None:
+    """Give the system back what the C library's allocator holds free, where it can (glibc)."""
+    if sys.platform == "linux":
+        give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if give_back is not None:
+            give_back(0)
 
 
 def _kib(path: Path, key: str) -> int | None:

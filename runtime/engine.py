@@ -220,6 +220,7 @@ class Model:
         if not ids:
             raise HRMEdgeError("the prompt has no tokens; give at least one")
         if len(ids) >= self.session.max_context:
+            memory.trim()  # a megabyte of text leaves 150 MB of tokens to the allocator
             raise HRMEdgeError(
                 f"the prompt is {len(ids)} tokens long, max_context is "
                 f"{self.session.max_context}; shorten it or load with a larger max_context"

@@ -27,6 +27,7 @@ READABLE = (
 )
 CODES = {Q.Q4_0: (4, q4_0_codes), Q.Q8_0: (8, q8_0_codes)}
 ROWS = 4096  # dequantized at once
+UNREADABLE = (ValueError, IndexError, KeyError, OverflowError, OSError, MemoryError, RecursionError)
 KEYS = {  # hub's config.json -> key below `hrm_text.`
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -101,7 +102,7 @@ def _reader(path: Path) -> GGUFReader:
         raise HRMEdgeError(f"{path}: no such file")
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, OSError, MemoryError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise HRMEdgeError(
             f"{path}: not a GGUF file, damaged or truncated ({reason}); download it again"

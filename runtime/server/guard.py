@@ -22,6 +22,7 @@ class Limits:
 
     queue: int = 64
     body: int = 1 << 20  # bytes
+    head_seconds: float = 10.0  # for a request's line and headers
     read_seconds: float = 30.0
     write_seconds: float = 60.0  # for a client to take the next event
     ping_seconds: float = 10.0

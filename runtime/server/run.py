@@ -11,8 +11,10 @@ import uvicorn
 from hrm_edge.errors import HRMEdgeError
 
 from .app import Server
+from .connections import protocol
 
-CONNECTIONS = 512  # beyond these, uvicorn answers 503 by itself
+CONNECTIONS = 512  # from these on, uvicorn answers 503 by itself
+SPARE = 64  # places kept free of connections that ask nothing
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -47,7 +49,7 @@ def runner(server: Server, access_log: bool = False) -> uvicorn.Server:
     """uvicorn with what an open port needs; `run` it with a bound socket."""
     config = uvicorn.Config(
         server.app,
-        http="h11",
+        http=protocol(server.limits.head_seconds, CONNECTIONS - SPARE),
         ws="none",
         log_config=None,
         log_level="info" if access_log else "warning",

@@ -51,6 +51,7 @@ class OnnxSession:
         if loading.weight_cache is not None:
             graph = _packed(graph, manifest, loading.weight_cache, threads, provider)
         self._session = _load(graph, threads, provider)
+        _check_width(path, self._session, manifest)
         optional = [value.name for value in self._session.get_overridable_initializers()]
         self._flexible = names.PASSES in optional
         plan_of = manifest.model.plan
@@ -181,6 +182,16 @@ class OnnxSession:
             if self._running.terminate:
                 raise Cancelled("the answer was cancelled") from None
             raise
+
+
+def _check_width(path: Path, session: ort.InferenceSession, manifest: Manifest) -> None:
+    """Raise HRMEdgeError if the graph has another vocabulary than the manifest says."""
+    (width,) = (out.shape[-1] for out in session.get_outputs() if out.name == names.LOGITS)
+    if width != manifest.model.vocab_size:
+        raise HRMEdgeError(
+            f"{path / names.MANIFEST}: damaged manifest (model.vocab_size is "
+            f"{manifest.model.vocab_size}, the graph's {width}); export again"
+        )
 
 
 def _rigid(which: str, plan: Sequence[bool]) -> HRMEdgeError:
