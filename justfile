@@ -14,6 +14,14 @@ quick:
 check:
     bash .ci/run
 
+# An hour of damaged files for every reader.
+fuzz:
+    HRM_EDGE_FUZZ=60 pytest -q tests/project/test_fuzz_readers.py
+
+# Every place at which writing can fail; more than an hour.
+faults:
+    python -m benchmarks.faults
+
 # The rules of the house alone.
 rules:
     pytest -q tests/test_architecture.py
