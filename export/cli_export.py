@@ -1,17 +1,22 @@
 """`hrm-edge export`."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hrm_edge.config import KV_SHARES
-from hrm_edge.names import TOKENIZER, is_linear
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import replacing
+from hrm_edge.names import GGUF_MODEL, TOKENIZER, is_linear
 from hrm_edge.number_list import Numbers
 
 from .recipe import METHODS, Calibration, Recipe, named_method
 
 if TYPE_CHECKING:
+    from hrm_edge.bundle import Bundle
     from hrm_edge.config import HRMTextConfig
 
     from .targets import Target
@@ -21,7 +26,9 @@ FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("-o", "--out", required=True, type=FILE, help="The new bundle.")
+@click.option(
+    "-o", "--out", required=True, type=FILE, help="The new bundle; with -t gguf also FILE.gguf."
+)
 @click.option(
     "-t",
     "--target",
@@ -137,17 +144,20 @@ def command(
         raise click.UsageError(
             "--max-kl, --min-top1, --fast-kl and --fast-top1 need the report; leave out --no-report"
         )
-    bundle = export(
+    made = functools.partial(
+        export,
         checkpoint,
-        out,
-        chosen,
+        target=chosen,
         work=work,
         max_seq_len=max_seq_len,
         revision=revision,
         offline=offline,
-        force=force,
         gate=None if no_report else gate,
     )
+    if target == "gguf" and out.suffix == ".gguf":
+        _one_file(made, out, force)
+        return
+    bundle = made(out, force=force)
     if target == "onnx" and (padded := _padded(bundle.manifest.model, chosen.recipe)):
         group = chosen.recipe.group_size
         click.echo(f"group size {group} does not divide rows of {padded}: they are padded")
@@ -160,8 +170,26 @@ def command(
             err=True,
         )
     size = sum(file.size for file in bundle.manifest.files.values())
-    then = f"hrm-edge generate {out} 'Hello'" if target != "gguf" else f"hrm-edge inspect {out}"
+    model = out / GGUF_MODEL
+    then = _for_llama(model, bundle) if target == "gguf" else f"hrm-edge generate {out} 'Hello'"
     click.echo(f"{out}: {target}, {size / 2**20:.1f} MiB. Try: {then}")
+
+
+def _one_file(made: "Callable[..., Bundle]", out: Path, force: bool) -> None:
+    """Write the GGUF file alone, whole or not at all."""
+    if out.is_dir() or (out.exists() and not force):
+        raise HRMEdgeError(f"{out} exists; choose another name, or replace it with --force")
+    with replacing(out) as partial:
+        bundle = made(partial.parent / "bundle")
+        (bundle.path / GGUF_MODEL).rename(partial)
+    size = out.stat().st_size / 2**20
+    click.echo(f"{out}: gguf, {size:.1f} MiB. Try: {_for_llama(out, bundle)}")
+
+
+def _for_llama(model: Path, bundle: "Bundle") -> str:
+    """The command by which llama.cpp reads a prompt as a prefix (docs/llama-cpp.md)."""
+    most = bundle.manifest.max_seq_len
+    return f"llama-server -m {model} -b {most} -ub {most} -np 1 --no-cache-prompt"
 
 
 def _target(name: str, options: dict[str, Any]) -> "Target":

@@ -1,5 +1,6 @@
 """`hrm-edge`: a table of verbs, each loaded when it is used."""
 
+import difflib
 import importlib
 import signal
 from types import FrameType
@@ -11,6 +12,8 @@ from hrm_edge.errors import HRMEdgeError
 
 VERBS = {
     "demo": "hrm_edge.cli_demo",
+    "list": "hrm_edge.cli_list",
+    "rm": "hrm_edge.cli_rm",
     "export": "hrm_edge.export.cli_export",
     "eval": "hrm_edge.export.evaluate.cli_eval",
     "inspect": "hrm_edge.cli_inspect",
@@ -21,7 +24,9 @@ VERBS = {
     "train": "hrm_edge.training.cli_train",
     "score": "hrm_edge.training.cli_score",
     "import": "hrm_edge.training.cli_import",
+    "completion": "hrm_edge.cli_completion",
 }
+INTERRUPTED = 130  # what shells expect of a program that Ctrl-C has ended
 EXTRAS = {
     "export": ("gguf", "huggingface_hub", "ml_dtypes", "onnx_ir", "safetensors"),
     "executorch": ("executorch", "torchao"),
@@ -43,9 +48,20 @@ class _Verbs(click.Group):
             return None
         return importlib.import_module(VERBS[cmd_name]).command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = difflib.get_close_matches(args[0], VERBS, 1)
+        if args[0] not in VERBS and near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
         except (HRMEdgeError, ModuleNotFoundError, MemoryError) as error:
             line = _one_line(error)
             if line is None or ctx.params["debug"]:
@@ -68,7 +84,11 @@ def _one_line(error: Exception) -> str | None:
 @click.version_option(package_name="hrm-edge")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:
-    """Train, convert and run HRM-Text models on small devices."""
+    """Train, convert and run HRM-Text models on small devices.
+
+    Wherever a checkpoint or a bundle is asked for, hrm-tiny is the one that ships inside. For
+    completion with Tab see hrm-edge completion --help.
+    """
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

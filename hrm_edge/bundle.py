@@ -17,7 +17,7 @@ import fastjsonschema
 from hrm_edge.config import HRMTextConfig, read_json_object
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import sha256
-from hrm_edge.names import MANIFEST
+from hrm_edge.names import CONFIG, MANIFEST
 from hrm_edge.progress import track
 from hrm_edge.prompt import ANSWER_END, CONDITIONS, PROMPT_END, PROMPT_START
 
@@ -147,9 +147,7 @@ class Manifest:
         """Read manifest.json. Raises HRMEdgeError if it is missing, odd, or of a later version."""
         path = directory / MANIFEST
         if not path.is_file():
-            raise HRMEdgeError(
-                f"{directory}: not a bundle (it has no {MANIFEST}); see hrm-edge export"
-            )
+            raise HRMEdgeError(f"{directory}: {_instead(directory)}")
         raw = read_json_object(path)
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
@@ -214,9 +212,7 @@ class Bundle:
         """
         path = Path(path)
         if path.is_file():
-            raise HRMEdgeError(
-                f"{path}: a file; give the bundle's directory, where {MANIFEST} lies beside it"
-            )
+            raise HRMEdgeError(f"{path}: {_instead(path)}")
         if not path.is_dir():
             raise HRMEdgeError(f"{path}: no such bundle directory; make one with hrm-edge export")
         manifest = Manifest.read(path)
@@ -236,6 +232,17 @@ def _schema() -> Callable[[object], object]:
     """Checks what a manifest says by the schema that ships with it."""
     text = resources.files("hrm_edge").joinpath("data", "manifest.schema.json").read_text("utf-8")
     return fastjsonschema.compile(json.loads(text))
+
+
+def _instead(path: Path) -> str:
+    """What lies at `path`, where a bundle was expected, and what to do with it."""
+    if (path / CONFIG).is_file():
+        return f"a checkpoint, not a bundle; hrm-edge export {path} -o BUNDLE makes one"
+    if path.suffix == ".gguf":
+        return f"a file for llama.cpp; for a bundle, hrm-edge export {path} -o BUNDLE"
+    if path.is_file():
+        return f"a file; give the bundle's directory, where {MANIFEST} lies beside it"
+    return f"not a bundle (it has no {MANIFEST}); see hrm-edge export"
 
 
 def _damaged(path: Path, reason: str) -> HRMEdgeError:

@@ -44,8 +44,12 @@ class Checkpoint:
     def open(cls, path: Path) -> "Checkpoint":
         """Open `path`. Raises HRMEdgeError naming the tensors that are missing or misshapen."""
         path = Path(path)
+        if path.is_file():
+            raise HRMEdgeError(f"{path}: a file; give the checkpoint's directory")
         if not path.is_dir():
             raise HRMEdgeError(f"{path}: no such checkpoint directory")
+        if (path / names.MANIFEST).is_file():
+            raise HRMEdgeError(f"{path}: a bundle; give the checkpoint that it was made from")
         config = HRMTextConfig.from_file(path / names.CONFIG)
         files = _tensor_files(path)
         stored = _stored_shapes(files)

@@ -19,6 +19,8 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import ONNX_DATA, WEIGHTS
 
 SHIPPED = files("hrm_edge") / "data" / "hrm_tiny"
+FLOAT32 = {"bits": 32, "head_bits": 32, "embedding_bits": 32, "kv_bits": 32}
+LONGEST = 64  # tokens of an answer; the shipped questions have answers of 22 at most
 LEAST_AGREEMENT = 0.9  # of top-1 tokens with the reference; int4 of the shipped model has more
 
 
@@ -27,16 +29,30 @@ LEAST_AGREEMENT = 0.9  # of top-1 tokens with the reference; int4 of the shipped
 @click.option("-q", "--questions", default=12, show_default=True, help="Held-out ones to ask.")
 @click.option("--seed", type=int, help="The same seed asks the same questions.")
 def command(out: Path | None, questions: int, seed: int | None) -> None:
-    """Export the shipped model to int4, check it, and let it answer held-out questions."""
+    """Export the shipped model to int4, check it, and let it answer held-out questions.
+
+    Then the same questions in float32, and with the prompt read as other runtimes read it.
+    """
     if questions < 1:
         raise HRMEdgeError(f"questions is {questions}, expected 1 or more")
     with as_file(SHIPPED) as shipped, tempfile.TemporaryDirectory() as scratch:
         bundle = _export(shipped, out or Path(scratch) / "hrm-tiny-int4")
-        model = importlib.import_module("hrm_edge.runtime").load(bundle.path)
+        load = importlib.import_module("hrm_edge.runtime").load
+        model = load(bundle.path)
         _check(model, shipped / "reference_logits.npz")
-        _ask(model, _draw(shipped / "questions.jsonl", questions, seed))
-    if out:
-        click.echo(f"Ask it yourself: hrm-edge generate {out} 'QUESTION'")
+        rows = _draw(shipped / "questions.jsonl", questions, seed)
+        right = _ask(model, rows)
+        export = importlib.import_module("hrm_edge.export").export
+        whole = load(export(shipped, Path(scratch) / "float32", gate=None, **FLOAT32).path)
+        others = {
+            "in float32": sum(_right(row, _answer(whole, row)) for row in rows),
+            "in int4, the prompt read from left to right, as other runtimes do": sum(
+                _right(row, _causally(model, row)) for row in rows
+            ),
+        }
+    for how, count in {"in int4, the prompt read in both directions": right, **others}.items():
+        click.echo(f"{count:4} of {len(rows)} right {how}")
+    click.echo(f"Try: hrm-edge chat {out or 'hrm-tiny'}")
 
 
 def _export(shipped: Path, out: Path) -> Any:
@@ -90,18 +106,40 @@ def _draw(path: Path, count: int, seed: int | None) -> list[dict[str, str]]:
     return sorted(rows[:count], key=lambda row: row["task"])
 
 
-def _ask(model: Any, rows: list[dict[str, str]]) -> None:
+def _answer(model: Any, row: dict[str, str]) -> str:
+    return model.generate(row["instruction"], condition=row.get("condition", "direct")).text
+
+
+def _right(row: dict[str, str], answer: str) -> bool:
+    return answer.strip() == row["response"].strip()
+
+
+def _causally(model: Any, row: dict[str, str]) -> str:
+    """The answer to a prompt of which only the first token is a prefix, greedy."""
+    first, *rest = model.encode(row["instruction"], row.get("condition", "direct"))
+    session, ends, tokens = model.session, model.manifest.eos_token_ids, list[int]()
+    session.prefill([first])
+    logits = session.decode(rest)[-1]
+    while len(tokens) < LONGEST and (token := int(logits.argmax())) not in ends:
+        tokens.append(token)
+        (logits,) = session.decode([token])
+    return model.tokenizer.decode(tokens)
+
+
+def _ask(model: Any, rows: list[dict[str, str]]) -> int:
+    """Ask, show what comes, and count what is right."""
     right, tokens, seconds = 0, 0, 0.0
     for row in rows:
         started = time.perf_counter()
         done = model.generate(row["instruction"], condition=row.get("condition", "direct"))
         seconds += time.perf_counter() - started
         tokens += len(done.tokens)
-        correct = done.text.strip() == row["response"].strip()
+        correct = _right(row, done.text)
         right += correct
         verdict = "right" if correct else f"wrong, it is: {row['response']}"
         click.echo(f"\n[{row['task']}] {row['instruction']}")
         click.echo(textwrap.indent(f"{done.text.strip()}   ({verdict})", "    "))
     memory = model.generate(rows[0]["instruction"], max_tokens=1).stats.anonymous_memory
     held = f", {memory / 1e6:.0f} MB of anonymous memory" if memory else ""
-    click.echo(f"\n{right} of {len(rows)} right; {tokens / seconds:.0f} tok/s with prompts{held}")
+    click.echo(f"\n{tokens / seconds:.0f} tok/s with prompts{held}")
+    return right

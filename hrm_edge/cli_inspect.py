@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
+from hrm_edge import shipped
 from hrm_edge.bundle import EXACT, Bundle, Decoding, KVCache, Manifest, Quantization
 from hrm_edge.config import KV_SHARES, HRMTextConfig
+from hrm_edge.errors import HRMEdgeError
+from hrm_edge.fit import need
 from hrm_edge.names import MANIFEST
 
 
@@ -18,7 +21,11 @@ from hrm_edge.names import MANIFEST
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(path: Path, verify: bool, as_json: bool) -> None:
     """Show architecture, sizes and costs of the checkpoint or bundle at PATH."""
-    facts = _bundle(path, verify) if (path / MANIFEST).exists() else _checkpoint(path)
+    path = shipped.checkpoint(path) or path
+    is_bundle = (path / MANIFEST).exists()
+    if verify and not is_bundle:
+        raise HRMEdgeError(f"{path}: a checkpoint, which has no hashes to --verify")
+    facts = _bundle(path, verify) if is_bundle else _checkpoint(path)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -30,16 +37,32 @@ def _bundle(path: Path, verify: bool) -> dict[str, Any]:
     manifest = Bundle.open(path, verify).manifest
     facts = {"kind": f"bundle ({manifest.target})"} | _architecture(manifest.model)
     return facts | {
-        "quantization": asdict(manifest.quantization),
+        "quantization": _quantization(manifest.quantization),
         "max_seq_len": manifest.max_seq_len,
         "weight_bytes_per_token": weight_bytes_per_token(manifest.model, manifest.quantization),
         "kv_cache": _kv_cache(manifest.kv_cache),
         "kv_bytes_per_token": manifest.kv_cache.bytes_per_token,
         **_shared(manifest.model, manifest.kv_cache),
         **_decoding(manifest),
+        **_memory(manifest),
         "files": {name: file.size for name, file in manifest.files.items()},
+        **({"hashes": "all equal the manifest's"} if verify else {}),
         "made_by": dict(manifest.made_by),
     }
+
+
+def _quantization(quantization: Quantization) -> dict[str, Any]:
+    """What there is to say of it."""
+    unsaid = {"rotated": False, "mean_bits": None}
+    facts = asdict(quantization)
+    return {name: value for name, value in facts.items() if value != unsaid.get(name, ...)}
+
+
+def _memory(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Anonymous bytes that the Python runtime takes at three lengths, by the fit check's rule."""
+    longest = manifest.max_seq_len
+    lengths = sorted({min(longest, n) for n in (512, 2048, longest)})
+    return {"memory": {f"{n} tokens": need(manifest, n).total for n in lengths}}
 
 
 def _kv_cache(cache: KVCache) -> dict[str, int]:

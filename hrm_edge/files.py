@@ -142,6 +142,19 @@ def sole_writer(directory: Path) -> Iterator[None]:
         _unlock(held)
 
 
+def user_cache(name: str) -> Path:
+    """The directory `name` below our own in the user's cache directory; HRM_EDGE_CACHE moves it."""
+    if given := os.environ.get("HRM_EDGE_CACHE"):
+        return Path(given) / name
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "hrm-edge" / name
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file, read in pieces of 1 MiB."""
     with path.open("rb") as file:

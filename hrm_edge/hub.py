@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from hrm_edge import shipped
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import CONFIG, TOKENIZER_FILES, WEIGHTS_INDEX
 
@@ -18,9 +19,15 @@ def resolve(source: str | Path, revision: str | None = None, offline: bool = Fal
     path = Path(source)
     if path.exists():
         return path
+    if (inside := shipped.checkpoint(source)) is not None:
+        return inside
     name = str(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise HRMEdgeError(f"{name}: no such directory, and not a Hugging Face id (owner/name)")
+        known = ", ".join(shipped.MODELS)
+        raise HRMEdgeError(
+            f"{name}: no such directory, not a Hugging Face id (owner/name), and not one of the "
+            f"models inside ({known})"
+        )
     return _snapshot(name, revision, offline)
 
 

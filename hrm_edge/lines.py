@@ -57,8 +57,10 @@ def _parse(text: str, number: int, path: Path, condition: str) -> Line | None:
         fail(f"expected an object with instruction and response, found {type(raw).__name__}")
     values = {"condition": condition, "task": NO_TASK} | raw
     for key in ("instruction", "response", "condition", "task"):
-        if not isinstance(values.get(key), str):
-            fail(f"{key} is {values.get(key, 'missing')!r}, expected text")
+        if key not in values:
+            fail(f"{key} is missing, expected text")
+        if not isinstance(values[key], str):
+            fail(f"{key} is {values[key]!r:.80}, expected text")
     if not values["response"].strip():
         return None
     if not values["instruction"].strip():

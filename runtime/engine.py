@@ -221,10 +221,11 @@ class Model:
             raise HRMEdgeError("the prompt has no tokens; give at least one")
         if len(ids) >= self.session.max_context:
             memory.trim()  # a megabyte of text leaves 150 MB of tokens to the allocator
-            raise HRMEdgeError(
-                f"the prompt is {len(ids)} tokens long, max_context is "
-                f"{self.session.max_context}; shorten it or load with a larger max_context"
-            )
+            held, most = self.session.max_context, self.manifest.max_seq_len
+            then = "; shorten it or load with a larger max_context"
+            if held == most:
+                then = ", the model's own limit; shorten it"
+            raise HRMEdgeError(f"the prompt is {len(ids)} tokens long, max_context is {held}{then}")
 
     def _constraint(self, settings: Settings) -> Constraint | None:
         if self.guide is not None:

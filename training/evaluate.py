@@ -31,6 +31,12 @@ class Score:
     exact_match: float
 
 
+def mean_loss(scores: dict[str, Score]) -> float:
+    """Over all tasks, weighted by their samples (nats per answer token)."""
+    samples = sum(score.samples for score in scores.values())
+    return sum(score.samples * score.loss for score in scores.values()) / max(1, samples)
+
+
 def choose(samples: Samples, per_task: int) -> np.ndarray:
     """Indices of the first `per_task` samples of each task; 0 = all."""
     task = samples.table["task"]

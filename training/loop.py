@@ -26,6 +26,7 @@ from .checkpointing import Progress, load_state, save_state, states
 from .config import TrainConfig, check_config, load_config, train_config_like
 from .distributed import World, join_world, reshard, shard
 from .evaluate import evaluate
+from .interrupt import Stop
 from .lora import add_lora, merge_lora
 from .metrics import Metrics
 from .objective import outcome
@@ -34,7 +35,7 @@ from .packing import Rows, Stream, build_rows
 from .plots import plot_run
 from .prepare import Corpus, prepare
 from .qat import add_qat
-from .schedule import bp_passes, kv_share, learning_rate, plan
+from .schedule import Pace, bp_passes, kv_share, learning_rate, plan
 from .weights import load_model, load_weights, new_model, save_model
 
 
@@ -103,6 +104,8 @@ def _model(config: TrainConfig, corpus: Corpus, checkpoint: Checkpoint | None) -
 
 def _check_out(out: Path, resume: bool) -> None:
     found = states(out / "state")
+    if resume and not found:
+        raise HRMEdgeError(f"{out}: no state to resume from; leave out --resume to begin")
     if found and not resume:
         raise HRMEdgeError(f"{out} holds a run ({found[-1].name}); --resume continues it")
     if (out / "checkpoint").exists() and not resume:
@@ -118,6 +121,7 @@ class Totals:
     hits: float = 0.0
     used: float = 0.0
     slots: int = 0
+    samples: float = 0.0
     steps: int = 0
     seconds: float = 0.0
 
@@ -155,8 +159,10 @@ class Run:
             self.progress.window,
             self.progress.row,
         )
-        self.totals = Totals()
-        self.metrics = Metrics(out, self.progress.step, quiet) if world.is_first else None
+        self.totals, self.stop = Totals(), Stop(world.size == 1, self._note)
+        self.pace = Pace(config.optimizer, model.config, self.steps)
+        begun = self.progress.step
+        self.metrics = Metrics(out, begun, self.steps, quiet) if world.is_first else None
         if world.is_first:
             (out / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
@@ -177,9 +183,11 @@ class Run:
         """Train to the last step, write the checkpoint directory and the curves."""
         self._note(self._summary())
         try:
-            while self.progress.step < self.steps:
-                self._step()
-                self._after_step()
+            with self.stop:
+                while self.progress.step < self.steps:
+                    self._step()
+                    self._after_step()
+                    self._stop_if_asked()
             target = self._save_checkpoint()
         finally:
             if self.metrics is not None:
@@ -189,9 +197,20 @@ class Run:
         self._note(f"wrote {target}")
         return target
 
+    def _stop_if_asked(self) -> None:
+        if not self.stop.asked or self.progress.step == self.steps:
+            return
+        self._save_state()
+        raise HRMEdgeError(
+            f"stopped at step {self.progress.step} of {self.steps}, which is kept in {self.out}; "
+            "the same command with --resume goes on"
+        )
+
     def _after_step(self) -> None:
         """Whatever is due at this step: metrics, a state, an evaluation."""
         run, step, last = self.config.run, self.progress.step, self.progress.step == self.steps
+        if self.metrics is not None:
+            self.metrics.tick(step)
         if last or step % run.log_every == 0:
             self._log()
         if run.checkpoint_every and (last or step % run.checkpoint_every == 0):
@@ -227,10 +246,10 @@ class Run:
     def _accumulate(
         self, rows: Rows, horizon: int, chosen: tuple[bool, ...], share: str
     ) -> torch.Tensor:
-        """Back-propagate every micro-batch; return loss, targets, hits, used over all."""
+        """Back-propagate every micro-batch; return loss, targets, hits, used, samples over all."""
         local = torch.tensor([len(rows.select)], device=rows.ids.device, dtype=torch.float64)
         targets = self.world.total(local.clone())
-        sums = torch.zeros(4, device=rows.ids.device, dtype=torch.float64)
+        sums = torch.zeros(5, device=rows.ids.device, dtype=torch.float64)
         weight = self.config.optimizer.early_exit
         for micro in _micro_batches(rows, self.config.run.micro_rows):
             with self._autocast():
@@ -242,7 +261,8 @@ class Run:
             # FSDP averages gradients over the processes, and this loss is a sum over all of them
             (loss * (self.world.size / targets.item())).backward()
             found = (result.losses.detach().sum(), len(result.losses), result.hits.sum())
-            sums += torch.tensor([*found, micro.used], device=sums.device, dtype=torch.float64)
+            found = (*found, micro.used, micro.samples)
+            sums += torch.tensor(found, device=sums.device, dtype=torch.float64)
         return self.world.total(sums)
 
     def _autocast(self) -> torch.autocast:
@@ -261,10 +281,11 @@ class Run:
         )
 
     def _count(self, step: int, sums: list[float], seconds: float) -> None:
-        loss, targets, hits, used = sums
+        loss, targets, hits, used, samples = sums
+        self.pace.count(step, seconds)
         t, p = self.totals, self.progress
         t.loss, t.targets, t.hits = t.loss + loss, t.targets + targets, t.hits + hits
-        t.used, t.seconds = t.used + used, t.seconds + seconds
+        t.used, t.seconds, t.samples = t.used + used, t.seconds + seconds, t.samples + samples
         t.slots, t.steps = t.slots + self.config.run.batch_tokens, t.steps + 1
         self.progress = Progress(
             step, self.stream.window, self.stream.row, p.tokens + int(used), p.seconds + seconds
@@ -282,10 +303,11 @@ class Run:
             "bp_passes": bp_passes(self.config.optimizer, p.step, self.steps),
             "tokens": p.tokens,
             "tokens_per_second": t.used / t.seconds,
+            "samples_per_second": t.samples / t.seconds,
             "utilisation": t.used / t.slots,
             "seconds": p.seconds,
         }
-        self.metrics.step(line, self.steps, (self.steps - p.step) * t.seconds / t.steps)
+        self.metrics.step(line, self.pace.left(p.step))
 
     def _save_state(self) -> None:
         save_state(

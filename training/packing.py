@@ -31,6 +31,11 @@ class Rows:
     prefix: Tensor  # bool: token of a prompt
     targets: Tensor  # next token where the loss counts, else IGNORE
 
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return int((self.segments.amax(1) + 1).sum())
+
     def __getitem__(self, rows: slice) -> "Rows":
         return Rows(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 

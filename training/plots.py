@@ -1,9 +1,10 @@
-"""Curves of a run as PNG files: the training loss, and exact match per task."""
+"""Curves of a run as PNG files: the loss in training and on held-out data, exact match per task."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from .evaluate import Score, mean_loss
 from .metrics import read_metrics
 
 
@@ -14,7 +15,11 @@ def plot_run(out: Path) -> list[Path]:
     scored = [(line["step"], line["scores"]) for line in lines if "scores" in line]
     written = []
     if losses:
-        written.append(_plot(out / "loss.png", {"training loss": losses}, "loss (nats per token)"))
+        curves = {"training loss": losses}
+        if scored:
+            of = {step: {n: Score(**s) for n, s in scores.items()} for step, scores in scored}
+            curves["validation loss"] = [(step, mean_loss(scores)) for step, scores in of.items()]
+        written.append(_plot(out / "loss.png", curves, "loss (nats per token)"))
     if scored:
         tasks = list(scored[-1][1])
         curves = {t: [(step, 100 * s[t]["exact_match"]) for step, s in scored] for t in tasks}

@@ -1,4 +1,4 @@
-"""What changes with the step: the learning rate and the back-propagation horizon."""
+"""What changes with the step: learning rate, horizon, passes; and what that says of time left."""
 
 import math
 import random
@@ -46,3 +46,31 @@ def kv_share(settings: OptimizerSettings, seed: int, step: int) -> str:
     """
     drawn = random.Random(f"kv_share {seed} {step}").random()
     return "cycle" if drawn < settings.shared_slots else "none"
+
+
+class Pace:
+    """How long the rest of a run will take, from the steps so far.
+
+    A step costs a forward through every pass, and twice that for each pass that back-propagation
+    reaches, of which there are more as the horizon grows. The first step of a process, which warms
+    caches up and compiles, does not count.
+    """
+
+    def __init__(self, settings: OptimizerSettings, config: HRMTextConfig, steps: int) -> None:
+        self._settings, self._passes, self.steps = settings, len(config.passes), steps
+        self._cost, self._seconds, self._begun = 0.0, 0.0, False
+
+    def count(self, step: int, seconds: float) -> None:
+        """`step` took `seconds`."""
+        if self._begun:
+            self._cost += self._cost_of(step)
+            self._seconds += seconds
+        self._begun = True
+
+    def left(self, step: int) -> float:
+        """Seconds for what comes behind `step`; infinite while nothing is known."""
+        rest = sum(self._cost_of(each) for each in range(step + 1, self.steps + 1))
+        return rest * self._seconds / self._cost if self._cost else math.inf
+
+    def _cost_of(self, step: int) -> int:
+        return self._passes + 2 * bp_passes(self._settings, step, self.steps)

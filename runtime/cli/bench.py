@@ -1,5 +1,6 @@
 """`hrm-edge bench`: llama-bench's flags and table for a bundle."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.number_list import Numbers
 from hrm_edge.progress import status, track
 
+from .interrupt import interruptible
 from .options import (
+    BUNDLE,
     FAST,
     H_CYCLES,
     KV_SHARE,
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BUNDLE)
 @click.option("-p", "--n-prompt", type=Numbers(), default="512", show_default=True)
 @click.option("-n", "--n-gen", type=Numbers(), default="128", show_default=True)
 @click.option(
@@ -78,7 +81,9 @@ def command(
     if sustained is not None:
         _sustain(bench, tests[0], sustained, output, plot)
         return
-    results = [bench.run(test, repetitions, not no_warmup) for test in track(tests, "bench")]
+    runs = (bench.run(test, repetitions, not no_warmup) for test in track(tests, "bench"))
+    with contextlib.closing(interruptible(runs, bench.session.cancel)) as measured:
+        results = list(measured)
     _show(results, output, plot)
 
 
@@ -116,7 +121,7 @@ def _sustain(bench: "Bench", test: "Test", minutes: float, output: str, plot: Pa
     click.echo({"md": "| seconds | t/s |\n| ---: | ---: |", "csv": "seconds,t/s"}.get(output, "["))
     form = {"md": "| {:.1f} | {:.2f} |", "csv": "{:.1f},{:.2f}"}.get(output)
     points: list[tuple[float, float]] = []
-    for point in bench.sustained(test, minutes):
+    for point in interruptible(bench.sustained(test, minutes), bench.session.cancel):
         if form is None:
             click.echo((",\n" if points else "") + json.dumps(point), nl=False)
         else:

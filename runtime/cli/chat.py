@@ -16,7 +16,7 @@ from hrm_edge.progress import status
 
 from ..session.loading import Loading
 from .generate import describe
-from .options import load_model, model_options
+from .options import BUNDLE, load_model, model_options
 
 if TYPE_CHECKING:
     from ..engine import Model, Stats
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BUNDLE)
 @click.option("--system", help="A message that stands in front of the conversation.")
 @click.option("--stats", is_flag=True, help="Print the speed of each answer on stderr.")
 @model_options
@@ -76,7 +76,7 @@ def _answer(model: "Model", asked: list, options: "Options") -> tuple[str, "Stat
     """Print an answer as it grows; up to Ctrl-C, if that comes first."""
     from .interrupt import interruptible
 
-    answer, figures = "", None
+    answer, figures, reason = "", None, None
     pieces = interruptible(model.stream_chat(asked, **options), model.cancel)
     try:
         with contextlib.closing(pieces):
@@ -84,10 +84,12 @@ def _answer(model: "Model", asked: list, options: "Options") -> tuple[str, "Stat
                 first = next(pieces)
             for piece in itertools.chain([first], pieces):
                 click.echo(piece.text, nl=False)
-                answer, figures = answer + piece.text, piece.stats
+                answer, figures, reason = answer + piece.text, piece.stats, piece.finish_reason
     except KeyboardInterrupt:
         click.echo(" [stopped]", nl=False, err=True)
     click.echo()
+    if figures is not None and reason == "length":
+        click.echo("(The answer was cut; /set max_tokens allows more.)", err=True)
     return answer, figures
 
 

@@ -13,7 +13,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.progress import status, track
 
 from ..session.loading import Loading
-from .options import load_model, model_options
+from .options import BUNDLE, load_model, model_options
 
 if TYPE_CHECKING:
     from ..engine import Completion, Model, Piece, Stats
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BUNDLE)
 @click.argument("prompt", required=False)
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
 @click.option(
@@ -52,10 +52,14 @@ def command(
     loading: Loading,
     options: "Options",
 ) -> None:
-    """Answer PROMPT (- reads it from stdin) with the model in BUNDLE."""
+    """Answer PROMPT (or what comes through a pipe, or -) with the model in BUNDLE."""
     text = _prompt(prompt, file, batch)
     if logprobs is not None:
+        if not as_json:
+            raise HRMEdgeError("--logprobs shows with --json alone; give both")
         options["logprobs"] = logprobs
+    if prompt_cache is not None and not prompt_cache.parent.is_dir():
+        raise HRMEdgeError(f"{prompt_cache}: no directory {prompt_cache.parent} to keep it in")
     model = _load(bundle, loading, options, prompt_cache)
     if batch is not None:
         _answer_all(model, batch, options)
@@ -65,6 +69,20 @@ def command(
         model.save_prefix(prompt_cache)
     if stats:
         click.echo(describe(done.stats), err=True)
+    if done.finish_reason == "length" and not as_json:
+        _tell_cut(model, done, options)
+
+
+def _tell_cut(model: "Model", done: "Completion", options: "Options") -> None:
+    """Say that the answer was not at its end, an error where that makes it worthless."""
+    count, limit = done.stats.completion_tokens, model.session.max_context
+    more = f"--max-tokens {2 * count}"
+    if done.stats.prompt_tokens + count >= limit:
+        more = f"a shorter prompt or --max-context beyond {limit}"
+    told = f"cut after {count} tokens; {more} leaves room for more"
+    if any(options.get(name) is not None for name in ("json_schema", "regex", "grammar")):
+        raise HRMEdgeError(f"the answer is not what was asked for: it was {told}")
+    click.echo(f"(The answer was {told}.)", err=True)
 
 
 def _load(bundle: Path, loading: Loading, options: "Options", cache: Path | None) -> "Model":
@@ -153,7 +171,10 @@ def describe(stats: "Stats") -> str:
 
 
 def _prompt(prompt: str | None, file: Path | None, batch: Path | None) -> str:
-    if sum(given is not None for given in (prompt, file, batch)) != 1:
+    given = sum(source is not None for source in (prompt, file, batch))
+    if given == 0 and not sys.stdin.isatty():
+        prompt = "-"
+    elif given != 1:
         raise click.UsageError("give one of PROMPT, - (stdin), --file or --batch")
     if batch is not None or (prompt is not None and prompt != "-"):
         return prompt or ""

@@ -6,16 +6,17 @@ A call into the engine runs to its end before Python sees a signal; so it runs i
 import threading
 from collections.abc import Callable, Generator, Iterator
 from queue import SimpleQueue
+from typing import TypeVar
 
-from ..engine import Piece
+T = TypeVar("T")
 
 
-def interruptible(pieces: Iterator[Piece], cancel: Callable[[], None]) -> Generator[Piece]:
-    """Yield `pieces` from a thread. Where this iterator ends, so does the answer.
+def interruptible(pieces: Iterator[T], cancel: Callable[[], None]) -> Generator[T]:
+    """Yield `pieces` from a thread. Where this iterator ends, so does the work.
 
     `cancel` is the model's; KeyboardInterrupt reaches whoever waits for the next piece.
     """
-    found: SimpleQueue[Piece | BaseException | None] = SimpleQueue()
+    found: SimpleQueue[T | BaseException | None] = SimpleQueue()
     stopped = threading.Event()
 
     def work() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hrm_edge import shipped
 from hrm_edge.bundle import Bundle
 from hrm_edge.config import KV_SHARES, parse_json
 from hrm_edge.errors import HRMEdgeError
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
     from ..settings import Options
 
 FILE = click.Path(path_type=Path)
+
+
+class _Bundle(click.ParamType):
+    """A bundle's directory, by its path or as the name of a model that ships inside."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return shipped.bundle(value)
+
+
+BUNDLE = _Bundle()
 FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # where they are not --the-name
     "max_tokens": (("-n", "--max-tokens"), {}),
     "temperature": (("--temp", "temperature"), {}),

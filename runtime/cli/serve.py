@@ -1,5 +1,6 @@
 """`hrm-edge serve`: an OpenAI-compatible server and a chat page over one bundle."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import click
 
 from hrm_edge.errors import HRMEdgeError
 
-from .options import LOADING, load_model, taken
+from .options import BUNDLE, LOADING, load_model, taken
+
+ORIGIN = re.compile(r"\*|https?://[^/\s]+")
 
 
 def loading_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -19,7 +22,7 @@ def loading_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=BUNDLE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="0 takes any free one.")
 @click.option(
@@ -29,6 +32,9 @@ def loading_options(command: Callable[..., None]) -> Callable[..., None]:
     envvar="HRM_EDGE_API_KEY",
     show_envvar=True,
     help="Ask clients for this key; several may be given.",
+)
+@click.option(
+    "--cors", "origins", multiple=True, metavar="ORIGIN", help="A page elsewhere that may call."
 )
 @click.option("--model-name", help="Name in the API; default: the bundle's directory.")
 @click.option("--queue", default=64, show_default=True, help="Most requests that wait.")
@@ -41,6 +47,7 @@ def command(
     host: str,
     port: int,
     api_keys: tuple[str, ...],
+    origins: tuple[str, ...],
     model_name: str | None,
     queue: int,
     max_body: int,
@@ -55,6 +62,8 @@ def command(
     _in_range("grace", grace, 0 <= grace <= 3600, "0 to 3600")
     if any(not key.strip() or not key.isascii() for key in api_keys):
         raise HRMEdgeError("an --api-key is empty or not ASCII; give another one")
+    if wrong := next((o for o in origins if not ORIGIN.fullmatch(o)), None):
+        raise HRMEdgeError(f"--cors is {wrong!r}, expected http(s)://HOST[:PORT], or *")
     from ..server.app import Server
     from ..server.guard import Access, Limits
     from ..server.run import listen, serve
@@ -63,7 +72,7 @@ def command(
     with listen(host, port) as socket:
         model = load_model(bundle, taken(loading))
         name = model_name or bundle.resolve().name
-        serve(Server(model, name, Access(api_keys, host), limits), socket, access_log)
+        serve(Server(model, name, Access(api_keys, origins, host), limits), socket, access_log)
 
 
 def _in_range(name: str, value: float, ok: bool, expected: str) -> None:

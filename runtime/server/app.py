@@ -16,6 +16,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -69,7 +70,12 @@ class Server:
         self._chat = chat_type(self.name, cycles)
         self.document = openapi((self._completion, self._chat), self.name)
         self.page, self.page_headers = server_page.page()
-        self.app = Guard(self._routes(), self.access, self._count)
+        guarded = Guard(self._routes(), self.access, self._count)
+        self.app: ASGIApp = guarded
+        if self.access.origins:
+            fields = ["Authorization", "Content-Type"]
+            origins, methods = list(self.access.origins), ["GET", "POST"]
+            self.app = CORSMiddleware(guarded, origins, methods, fields)
 
     def _routes(self) -> ASGIApp:
         get, post = ["GET"], ["POST"]

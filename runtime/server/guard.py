@@ -34,6 +34,7 @@ class Access:
     """Who may call. No keys: everyone who reaches the port."""
 
     api_keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()  # of pages elsewhere that may call
     host: str = "127.0.0.1"  # that the server listens on
 
     @property

@@ -14,6 +14,7 @@ from .app import Server
 from .connections import protocol
 
 CONNECTIONS = 512  # from these on, uvicorn answers 503 by itself
+EVERYWHERE = ("0.0.0.0", "::")
 SPARE = 64  # places kept free of connections that ask nothing
 
 
@@ -81,5 +82,17 @@ def _announce(server: Server, bound: socket.socket) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"{server.name} at http://{shown}:{port} (API: /v1, page: /)", err=True)
+    if host in EVERYWHERE and (reached := _own_address(bound.family)):
+        click.echo(f"From this network, a phone's browser too: http://{reached}:{port}", err=True)
     if not server.access.local and not server.access.api_keys:
         click.echo("Whoever reaches this port can use it; --api-key asks for a key.", err=True)
+
+
+def _own_address(family: int) -> str | None:
+    """This machine's address in its network, None without one. Nothing is sent for it."""
+    outside = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documentation only
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((outside, 9))
+        address = probe.getsockname()[0]
+        return f"[{address}]" if family == socket.AF_INET6 else address
+    return None

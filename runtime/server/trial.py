@@ -8,7 +8,9 @@ there in time. What passed is remembered.
 
 import json
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -106,6 +108,8 @@ class _Child:
 def _compile_all(pipe: Any, tokenizer: Path, vocab_size: int, ends: list[int], memory: int) -> None:
     """The child: says True when it is ready, and after each grammar."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    with open(os.devnull, "w") as nowhere:  # what a library prints as memory runs out
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     guide = Guide(tokenizer, vocab_size, ends)
     guide.prepare()
     _limit_memory(memory)

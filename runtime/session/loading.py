@@ -1,11 +1,11 @@
 """How a bundle is to be loaded: one value from the command line down to the session."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from hrm_edge.config import KV_SHARES
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import user_cache
 
 CPU = "cpu"
 
@@ -59,6 +59,5 @@ def weight_cache_directory(choice: str) -> Path | None:
     if choice == "off":
         return None
     if choice == "auto":
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(home) / "hrm-edge" / "weights"
+        return user_cache("weights")
     return Path(choice)

@@ -68,7 +68,7 @@ class OnnxSession:
         self._cache.bind(self._binding)
         self._drafted = 0  # tokens behind `length` that `draft` has read
         self._mask = np.ones((1, max_context), np.int64)
-        self._running, self._on_cpu = ort.RunOptions(), provider == CPU
+        self._running, self._on_cpu = _quiet_run(), provider == CPU
         self.prefix: list[int] = []
         self._prefix_logits = np.array([], np.float32)
 
@@ -173,7 +173,7 @@ class OnnxSession:
         return logits[0]
 
     def _compute(self, prefix: bool) -> None:
-        self._running = ort.RunOptions()
+        self._running = _quiet_run()
         if prefix and self._on_cpu:  # what a long prompt took beside its cache is not needed again
             self._running.add_run_config_entry(SHRINK, "cpu:0")
         try:
@@ -182,6 +182,13 @@ class OnnxSession:
             if self._running.terminate:
                 raise Cancelled("the answer was cancelled") from None
             raise
+
+
+def _quiet_run() -> ort.RunOptions:
+    """For one call; ONNX Runtime does not print that it was cancelled."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _check_width(path: Path, session: ort.InferenceSession, manifest: Manifest) -> None:

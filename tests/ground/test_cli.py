@@ -46,7 +46,9 @@ def test_the_prompt_comes_from_argument_stdin_or_file(
     first = run_cli("generate", shared_bundle, "Hello", "-n", 5)
     assert first == run_cli("generate", shared_bundle, "-", "-n", 5, input="Hello\n")
     assert first == run_cli("generate", shared_bundle, "-f", tmp_path / "prompt.txt", "-n", 5)
-    assert run_cli("generate", shared_bundle)[0] == 2
+    assert run_cli("generate", shared_bundle, "Hello", "-f", tmp_path / "prompt.txt")[0] == 2
+    code, _, err = run_cli("generate", shared_bundle)  # a pipe that is empty
+    assert code == 1 and "the prompt is empty" in err
     code, _, err = run_cli("generate", shared_bundle, "-f", tmp_path / "none.txt")
     assert (code, err.count("\n")) == (1, 1)
 

@@ -89,7 +89,7 @@ def test_tokens_are_cached_by_content(tmp_path: Path, tokenizer: Path) -> None:
     [
         ("{", "line 2: not valid JSON"),
         ("[]", "line 2: expected an object with instruction and response, found list"),
-        ('{"instruction": "x"}', "line 2: response is 'missing', expected text"),
+        ('{"instruction": "x"}', "line 2: response is missing, expected text"),
         ('{"instruction": 3, "response": "x"}', "line 2: instruction is 3, expected text"),
         ('{"instruction": " ", "response": "x"}', "line 2: instruction is empty"),
         (

@@ -20,6 +20,11 @@ LARGEST = (1 << 63) - 1  # of a whole number without a bound of its own
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 NUMBERS = tuple(name for name, row in TABLE.items() if row.kind in (int, float))
 
+# Fields, and types of content and roles, of OpenAI's API that no model here can do anything with.
+UNSUPPORTED = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
+UNSUPPORTED += ("tool_calls", "tool_call_id", "modalities", "audio", "prediction")
+UNSUPPORTED += ("image_url", "input_audio", "file", "tool", "function")
+
 Field = tuple[str, Any, Any]  # name, type, default
 LINE: Any = Annotated[str, Meta(min_length=1, max_length=10000)]
 Flag = bool | None
@@ -193,6 +198,11 @@ def _refusal(message: str, body: Any, kind: type[Struct]) -> RequestError:
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", complaint, re.DOTALL)
     inner = missing or unknown
     place = ".".join(part for part in (at, inner[1] if inner else "") if part)[:80]
+    if unknown and inner and inner[1] in UNSUPPORTED:
+        return invalid(f"{place} is not supported by this server", place, "unsupported_parameter")
+    if (value := _value(body, at)) in UNSUPPORTED:
+        told = f"{place} is {value!r}, which is not supported by this server: text only"
+        return invalid(told, place, "unsupported_value")
     if missing:
         return invalid(f"{place} is missing", place, "missing_required_parameter")
     if unknown:
@@ -205,10 +215,16 @@ def _refusal(message: str, body: Any, kind: type[Struct]) -> RequestError:
 
 def _shown(body: Any, at: str) -> str:
     """ " is 3" for the short value at that place of the body."""
+    value = _value(body, at)
+    short = isinstance(value, str | int | float | None) and len(repr(value)) <= 60
+    return f" is {msgspec.json.encode(value).decode()}" if short else ""
+
+
+def _value(body: Any, at: str) -> Any:
+    """What stands at that place of the body; a list where there is nothing."""
     for step in re.findall(r"\w+", at):
         try:
             body = body[int(step)] if isinstance(body, list) else body[step]
         except (KeyError, IndexError, ValueError, TypeError):
-            return ""
-    short = isinstance(body, str | int | float | None) and len(repr(body)) <= 60
-    return f" is {msgspec.json.encode(body).decode()}" if short else ""
+            return []
+    return body

@@ -11,6 +11,7 @@ import pytest
 
 from hrm_edge.runtime import Model, load
 from hrm_edge.runtime.server import run
+from hrm_edge.runtime.server.connections import TOO_LATE
 from hrm_edge.runtime.server.guard import Limits
 from serving import Running, serving
 
@@ -72,9 +73,12 @@ def test_a_head_byte_by_byte_gains_no_time(hasty: Running) -> None:
 
 def test_a_connection_kept_alive_asks_again_and_is_closed_in_silence(hasty: Running) -> None:
     connection = opened(hasty, HEAD + b"\r\n")
-    assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
-    connection.sendall(HEAD + b"\r\n")
-    assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+    for more in (HEAD + b"\r\n", b""):
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        connection.sendall(more)
     began = time.monotonic()
     assert b"408" not in rest(connection)
     assert time.monotonic() - began < 10  # uvicorn alone would wait longer
@@ -97,6 +101,6 @@ def test_silent_connections_do_not_keep_others_out(
         silent = [opened(running, HEAD) for _ in range(60)]
         for _ in range(5):
             assert httpx.get(f"{running.url}/health").status_code == 200
-        assert rest(silent[0]).startswith(b"HTTP/1.1 408 ")
+        assert rest(silent[0]) in (b"", TOO_LATE)  # whether its head had come by then or not
         for connection in silent:
             connection.close()
