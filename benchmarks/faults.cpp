@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <string>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -139,6 +140,16 @@ SENDFILE(sendfile64)
   }
 TRUNCATE(ftruncate)
 TRUNCATE(ftruncate64)
+
+// A full disk has no room for whoever asks.
+#define ROOM(NAME, TYPE)                                                               \
+  int NAME(const char *path, TYPE *found) {                                            \
+    const int result = next<int (*)(const char *, TYPE *)>(#NAME)(path, found);        \
+    if (result == 0 && mode == kFull && seen >= at) found->f_bavail = 0;               \
+    return result;                                                                     \
+  }
+ROOM(statvfs, struct statvfs)
+ROOM(statvfs64, struct statvfs64)
 
 int fsync(int fd) {
   if (fails(of_descriptor(fd), false, EIO)) return -1;

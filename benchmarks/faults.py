@@ -239,10 +239,14 @@ class Found:
     wrong: str
 
 
-def _after(operation: Operation, place: Path, told: str, expected: list[str]) -> tuple[str, str]:
+def _after(
+    operation: Operation, place: Path, mode: str, told: str, expected: list[str]
+) -> tuple[str, str]:
     """(state, what is wrong) after an operation that said `told`."""
     if told.startswith("broken") or "\n" in told:
         return "?", f"no clear line: {told[-300:]}"
+    if mode == "full" and told.startswith("error") and "the disk is full" not in told:
+        return "?", f"the full disk is not named: {told[-300:]}"
     seen = _in_a_child(lambda: operation.state(place), place)
     state = seen.removeprefix("ok: ")
     if state not in ("old", "new"):
@@ -275,7 +279,9 @@ def trial(operation: Operation, every: int = 1, first: int = 1) -> Iterator[Foun
                 shutil.rmtree(place)
                 shutil.copytree(base, place)
                 told = _in_a_child(lambda: operation.run(place), place, n, code)
-                yield Found(operation.name, mode, n, *_after(operation, place, told, expected))
+                yield Found(
+                    operation.name, mode, n, *_after(operation, place, mode, told, expected)
+                )
 
 
 def table(found: list[Found]) -> str:

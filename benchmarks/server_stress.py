@@ -356,6 +356,7 @@ async def main() -> None:
         "statuses": {str(status): n for status, n in sorted(run.statuses.items())},
         "outcomes": counts,
         "accounted_for": ended == counts["accepted"],
+        "wrong_in_all": len(run.wrong),
         "wrong": run.wrong[:20],
         "anonymous_mib": [[round(t), round(size / 2**20, 1)] for t, size in run.memory],
     }

@@ -61,9 +61,17 @@ def writing(out: Path, then: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         cause = f"cannot be written ({error.strerror or error})"
-        if error.errno == errno.ENOSPC:
+        if error.errno == errno.ENOSPC or (error.errno is None and disk_full(out)):
             cause = "the disk is full; free some space or write elsewhere"
         raise HRMEdgeError(f"{out}: {cause}" + (f"; {then}" if then else "")) from error
+
+
+def disk_full(path: Path, room: int = 1 << 20) -> bool:
+    """Whether less than `room` bytes are free where `path` is to lie: libraries do not always say
+    why they could not write.
+    """
+    there = next((p for p in (path, *path.parents) if p.exists()), None)
+    return there is not None and shutil.disk_usage(there).free < room
 
 
 @contextlib.contextmanager

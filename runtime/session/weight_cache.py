@@ -7,6 +7,7 @@ processor and its features, and ONNX Runtime's version. It takes about twice the
 The files are hashed before a copy is made, and again when their sizes or times have changed.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import onnxruntime as ort
 
 from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.files import scratch_for, sha256, writing
+from hrm_edge.files import disk_full, scratch_for, sha256, writing
 from hrm_edge.names import LOGITS, ONNX_DATA, ONNX_MODEL
 from hrm_edge.numerics import ort_dtype
 
@@ -145,7 +146,7 @@ def _make(model: Path, out: Path, options: Options) -> None:
         ("save_external_prepacked_constant_initializers", "1"),
     ):
         making.add_session_config_entry(f"session.{name}", value)
-    expected = _logits(str(model), making)
+    expected = _written(model, out, making)
     if not np.array_equal(expected, _logits(str(out / ONNX_MODEL), options())):
         raise HRMEdgeError(
             f"{model}: its packed copy computes something else with onnxruntime "
@@ -157,6 +158,17 @@ def _make(model: Path, out: Path, options: Options) -> None:
             os.fsync(opened.fileno())
     seal = {file.name: [file.stat().st_size, sha256(file)] for file in files}
     (out / SEAL).write_text(json.dumps(seal))
+
+
+def _written(model: Path, out: Path, making: ort.SessionOptions) -> np.ndarray:
+    """The logits of `model`, whose packed copy is in `out` then. Raises OSError."""
+    try:
+        return _logits(str(model), making)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        if disk_full(out):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        reason = str(error).splitlines()[0]
+        raise OSError(errno.EIO, f"ONNX Runtime: {reason}") from error
 
 
 def _logits(path: str, options: ort.SessionOptions) -> np.ndarray:
