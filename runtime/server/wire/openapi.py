@@ -95,7 +95,9 @@ def _get(says: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _post(says: str, body: str, kind: str) -> dict[str, Any]:
-    answer = _json(_answer(kind)) | {"text/event-stream": {"schema": {"type": "string"}}}
+    # whether a stream's schema is that of the text or of an event, tools do not agree
+    says_all = "Each event's data is a chunk as JSON, the last one's is [DONE]."
+    answer = _json(_answer(kind)) | {"text/event-stream": {"schema": {"description": says_all}}}
     ok = {"200": {"description": "The answer, or its events", "content": answer}}
     schema = {"$ref": f"#/components/schemas/{body}"}
     return {

@@ -198,8 +198,10 @@ def _refusal(message: str, body: Any, kind: type[Struct]) -> RequestError:
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", complaint, re.DOTALL)
     inner = missing or unknown
     place = ".".join(part for part in (at, inner[1] if inner else "") if part)[:80]
-    if unknown and inner and inner[1] in UNSUPPORTED:
-        return invalid(f"{place} is not supported by this server", place, "unsupported_parameter")
+    for name in (re.split(r"\W", place)[0], inner[1] if unknown and inner else ""):
+        if name in UNSUPPORTED:
+            told = f"{name} is not supported by this server"
+            return invalid(told, name, "unsupported_parameter")
     if (value := _value(body, at)) in UNSUPPORTED:
         told = f"{place} is {value!r}, which is not supported by this server: text only"
         return invalid(told, place, "unsupported_value")

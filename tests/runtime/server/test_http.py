@@ -15,10 +15,12 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from benchmarks.server_stress import Stress, outcomes
 from hrm_edge.runtime import Model, load
-from hrm_edge.runtime.server.guard import Limits
+from hrm_edge.runtime.server.app import Server
+from hrm_edge.runtime.server.guard import Access, Limits
 from serving import Running, serving, slow, wait_for
 
 pytestmark = pytest.mark.slow
@@ -196,6 +198,50 @@ def test_a_grammar_that_leads_nowhere_is_the_clients_mistake(running: Running) -
     answer = post(running, body)
     assert answer.status_code == 400 and "the constraint failed" in answer.text
     assert "the constraint failed" in post(running, body | {"stream": True}).text
+
+
+def test_pages_elsewhere_call_where_they_are_allowed_to(model: Model) -> None:
+    server = Server(model, "tiny", Access(("secret",), ("https://example.org",)))
+    with TestClient(server.app, base_url="http://localhost") as client:
+        asked = {"Access-Control-Request-Method": "POST"}
+        asked |= {"Access-Control-Request-Headers": "authorization, content-type"}
+        for origin, status in (("https://example.org", 200), ("https://example.com", 400)):
+            answer = client.options("/v1/completions", headers=asked | {"Origin": origin})
+            assert answer.status_code == status
+            assert (answer.headers.get("Access-Control-Allow-Origin") == origin) == (status == 200)
+        headers = {"Origin": "https://example.org", "Authorization": "Bearer secret"}
+        answer = client.get("/v1/models", headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://example.org"
+        assert "Access-Control-Allow-Origin" not in client.get("/health").headers
+
+
+@pytest.mark.parametrize("origin", ["example.org", "ftp://a", "https://a/b"])
+def test_an_origin_that_is_none_is_refused(run_cli, shared_bundle: Path, origin: str) -> None:
+    code, _, told = run_cli("serve", shared_bundle, "--cors", origin)
+    assert code == 1 and f"--cors is {origin!r}, expected http(s)://HOST[:PORT], or *" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools is not supported by this server"),
+        ({"tool_choice": "required"}, "tool_choice is not supported by this server"),
+        ({"functions": []}, "functions is not supported by this server"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "'image_url', which is not supported by this server: text only",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "'tool', which is not supported by this server: text only",
+        ),
+    ],
+)
+def test_what_no_model_here_can_do_is_named(running: Running, change: dict, says: str) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}]} | change
+    answer = httpx.post(f"{running.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"]
 
 
 def test_metrics_are_prometheus_and_add_up(model: Model) -> None:
