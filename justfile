@@ -16,7 +16,7 @@ check:
 
 # An hour of damaged files for every reader.
 fuzz:
-    HRM_EDGE_FUZZ=60 pytest -q tests/project/test_fuzz_readers.py
+    HRM_EDGE_FUZZ=240 pytest -q tests/project/test_fuzz_readers.py
 
 # Every place at which writing can fail; more than an hour.
 faults:

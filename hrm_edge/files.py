@@ -85,7 +85,7 @@ def scratch_for(out: Path) -> Iterator[Path]:
         path = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL, dir=out.parent))
         try:
             held = _lock(path)
-        except BlockingIOError:  # another process takes it for an abandoned one
+        except (BlockingIOError, FileNotFoundError):  # another process takes it for abandoned
             continue
         if path.exists():
             break

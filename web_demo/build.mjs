@@ -27,7 +27,7 @@ const VENDOR = [
   "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
   "@huggingface/tokenizers/dist/tokenizers.min.mjs",
 ];
-const SERVER_ONLY = ["key", "history"]; // settings that mean nothing here
+const SERVER_ONLY = [".row:has(#set-key)", "#turns"]; // settings that mean nothing here
 const SCRIPT = "<script>";
 
 function page() {
@@ -36,8 +36,7 @@ function page() {
     tag,
     body,
   ]);
-  const hidden = SERVER_ONLY.map((name) => `.row:has(#set-${name})`).join(", ");
-  const style = `${hidden} { display: none; } #empty button { margin-top: 0.5rem; }`;
+  const style = `${SERVER_ONLY.join(", ")} { display: none !important; }`;
   const hashes = (wanted) =>
     [...inline, ["style", style]]
       .filter(([tag]) => tag === wanted)

@@ -54,6 +54,7 @@
   /** Says what was opened, and from then on how much memory the page takes. */
   function told({ name, provider }) {
     document.getElementById("name").textContent = document.title = name;
+    showExamples(name); // the page's own
     status(`opened ${name} · ${NAMES[provider]}`);
     document.documentElement.dataset.compute = provider;
     measure();
@@ -113,31 +114,10 @@
       ? routes[resource](init).catch(wrong)
       : elsewhere(resource, init);
 
-  const EXAMPLES = [
-    "Calculate 8 - 3 + 4",
-    "Spell this word backward: RIVER",
-    "Sort these numbers in ascending order: 75, 4, 40, 96",
-  ];
-
-  function addExamples() {
-    const box = Object.assign(document.createElement("span"), { id: "examples" });
-    document.getElementById("empty").append(box);
-    box.append(document.createElement("br"), "hrm-tiny knows nine kinds of question, such as");
-    for (const example of EXAMPLES) {
-      const button = Object.assign(document.createElement("button"), { textContent: example });
-      button.addEventListener("click", () => {
-        document.getElementById("draft").value = example;
-        document.getElementById("send").click();
-      });
-      box.append(document.createElement("br"), button);
-    }
-  }
-
   async function choose(files, fast = false) {
     document.getElementById("fast").checked = fast;
     chosen = files;
     document.getElementById("settings").close();
-    if (files) document.getElementById("examples")?.remove();
     status("opening the bundle …");
     opened = open(files, fast);
     try {
@@ -191,7 +171,6 @@
     addPicker();
     addFast();
     addCompute();
-    addExamples();
   });
 
   // The service worker keeps the page, so that it answers offline, and isolates it, which is what

@@ -11,12 +11,14 @@ from hrm_edge.bundle import Decoding
 from hrm_edge.config import KV_SHARES
 from hrm_edge.number_list import Numbers
 
+LOST = 50.0  # perplexity from which texts are nothing that a model has learned
+
 
 @click.command(name="eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="JSONL; default: shipped prompts.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The original checkpoint.")
-@click.option("--samples", type=click.IntRange(1), help="Use only so many lines.")
+@click.option("--samples", type=click.IntRange(1), help="Use the first so many lines.")
 @click.option("--max-kl", type=float, help="Fail above this mean KL divergence (nats).")
 @click.option("--min-top1", type=float, help="Fail below this share of equal top tokens (0 to 1).")
 @click.option("--l-cycles", type=Numbers(), help="L passes of each H cycle for the answers.")
@@ -59,7 +61,9 @@ def quality_lines(quality: Mapping[str, Any]) -> list[str]:
     """The report as a table: reference, bundle, and what each source of error does alone."""
     if "skipped" in quality:
         return [f"quality not measured: {quality['skipped']}"]
-    head = f"{quality['samples']} samples, {quality['tokens']} answer tokens ({quality['data']})"
+    of = f" of {quality['lines']}" if quality.get("lines", 0) > quality["samples"] else ""
+    head = f"{quality['samples']}{of} samples, {quality['tokens']} answer tokens "
+    head += f"({quality['data']})"
     lines = [head, "                 mean KL   p99 KL   top-1  perplexity  exact match"]
     rows = {name: quality[name] for name in ("reference", "bundle") if name in quality}
     rows |= {f"  {name}": found for name, found in quality.get("sources", {}).items()}
@@ -69,7 +73,28 @@ def quality_lines(quality: Mapping[str, Any]) -> list[str]:
     if "states" in quality:
         turned = ", ".join(f"{1 - cosine:.1e}" for cosine in quality["states"])
         lines.append(f"states, 1 - cosine by pass: {turned}")
+    if "reference" in quality:
+        lines.append(verdict(quality))
     return lines + (_plan_lines(quality["fast"]) if quality.get("fast") else [])
+
+
+VERDICTS = (  # up to that mean KL divergence (nats)
+    (0.01, "hardly to be told from the original"),
+    (0.05, "close to the original; single answers differ"),
+    (0.2, "noticeably different from the original: try more bits, or --method gptq"),
+)
+
+
+def verdict(quality: Mapping[str, Any]) -> str:
+    """The report in a line of words."""
+    kl, top1 = quality["bundle"]["kl_mean"], quality["bundle"]["top1"]
+    far = "another model than the original: use more bits"
+    said = next((words for most, words in VERDICTS if kl <= most), far)
+    lost = quality["reference"]["perplexity"]
+    line = f"On these texts the bundle is {said} (KL {kl:.4f}, {top1:.0%} of top tokens equal)."
+    if lost > LOST:
+        line += f" The original itself is lost on them (perplexity {lost:.0f})."
+    return line
 
 
 def _plan_lines(fast: Mapping[str, Any]) -> list[str]:

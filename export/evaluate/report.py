@@ -96,14 +96,10 @@ def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, An
         return {"skipped": f"target {target} is not measured at export"}
     if not (checkpoint.path / TOKENIZER).is_file():
         return {"skipped": "the checkpoint has no tokenizer"}
-    name, lines = read_prompts(gate.data, "test")
-    if gate.data is None:  # so that a small budget still holds several of them
-        lines.sort(key=lambda line: len(line.instruction) + len(line.response))
-    budget = gate.tokens or max(1, min(MOST_TOKENS, int(WORK / config.weights_per_token)))
-    limits = Limits(bundle.manifest.max_seq_len, budget)
-    samples = tokenize_prompts(lines, Tokenizer(bundle.path), config.vocab_size, limits)
+    chosen = _Chosen.of(bundle, gate, _budget(config))
+    samples = chosen.samples
     if not samples:
-        return {"skipped": f"no line of {name} fits max_seq_len {limits.longest}"}
+        return {"skipped": chosen.none}
     try:
         with status("measure"):
             measured = measure(checkpoint, bundle, samples, gate.sources)
@@ -111,7 +107,45 @@ def report(checkpoint: "Checkpoint", bundle: Bundle, gate: Gate) -> dict[str, An
         return {"skipped": str(error).removeprefix(f"{bundle.path}/")}
     if target == "onnx" and any(config.skippable) and gate.wants_plans(config):
         measured |= {"fast": plans.measure_plans(bundle, samples, gate.fast)}
-    return {"data": name, "samples": len(samples), "tokens": _count(samples)} | measured
+    return chosen.about() | measured
+
+
+def _budget(config: HRMTextConfig) -> int:
+    """Tokens that a report takes, so that it costs about as much whatever the model."""
+    return max(1, min(MOST_TOKENS, int(WORK / config.weights_per_token)))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The samples that figures are of."""
+
+    data: str
+    lines: int  # that there are
+    samples: list[Sample]
+    longest: int
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, gate: Gate, budget: int | None, most: int | None = None
+    ) -> "_Chosen":
+        """Those of gate.data, within gate.tokens or else `budget` tokens, at most `most`."""
+        name, lines = read_prompts(gate.data, "test")
+        if gate.data is None:  # so that a small budget still holds several of them
+            lines.sort(key=lambda line: len(line.instruction) + len(line.response))
+        limits = Limits(bundle.manifest.max_seq_len, gate.tokens or budget, most)
+        vocabulary = bundle.manifest.model.vocab_size
+        samples = tokenize_prompts(lines, Tokenizer(bundle.path), vocabulary, limits)
+        return cls(name, len(lines), samples, limits.longest)
+
+    @property
+    def none(self) -> str:
+        """What to say where there is no sample."""
+        return f"no line of {self.data} fits max_seq_len {self.longest}"
+
+    def about(self) -> dict[str, Any]:
+        """What a report says of them."""
+        counts = {"lines": self.lines, "samples": len(self.samples), "tokens": _count(self.samples)}
+        return {"data": self.data} | counts
 
 
 def evaluate(
@@ -124,20 +158,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """The same figures later: of the bundle at `path`, against the checkpoint `reference` if given.
 
-    `most` samples are used; `plot` names a PNG to draw (see error_plot); `how` the bundle reads
-    answers, which changes its own figures alone. Raises HRMEdgeError for a
-    target that cannot be run here, another architecture, or data without a usable line.
+    Without data of one's own and `most`, they are of the samples that the export's report takes;
+    else of all lines, or the first `most`. `plot` names a PNG to draw (see error_plot); `how` the
+    bundle reads answers, which changes its own figures alone. Raises HRMEdgeError for a target that
+    cannot be run here, another architecture, or data without a usable line.
     """
     bundle = Bundle.open(path)
     if bundle.manifest.target not in RUNNABLE:
         raise HRMEdgeError(f"{path}: only ONNX and ExecuTorch bundles can be measured")
     config = bundle.manifest.model
-    name, lines = read_prompts(gate.data, "test")
-    limits = Limits(bundle.manifest.max_seq_len, gate.tokens, most)
-    samples = tokenize_prompts(lines, Tokenizer(path), config.vocab_size, limits)
+    alike = gate.data is None and most is None
+    chosen = _Chosen.of(bundle, gate, _budget(config) if alike else None, most)
+    samples, about = chosen.samples, chosen.about()
     if not samples:
-        raise HRMEdgeError(f"{name}: no line fits max_seq_len {limits.longest}")
-    about = {"data": name, "samples": len(samples), "tokens": _count(samples)}
+        raise HRMEdgeError(chosen.none)
     if reference is None:
         if gate.demands or plot:
             raise HRMEdgeError(

@@ -219,6 +219,7 @@ class Server:
             "created": self.created,
             "owned_by": "hrm-edge",
             "max_context": self.model.session.max_context,
+            "chat_template": self.model.chat_template is not None,
         }
 
     async def health(self, request: Request) -> Response:

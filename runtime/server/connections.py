@@ -5,7 +5,7 @@ byte ("slow loris"), bytes that are no HTTP and have no line's end, or silence.
 """
 
 import asyncio
-from collections.abc import Callable
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,14 +18,13 @@ def protocol(seconds: float, most: int) -> type[H11Protocol]:
 
     Beyond `most` connections, each new one ends that which has waited longest for a head.
     """
-    waiting: dict[asyncio.Protocol, Callable[[], None]] = {}  # oldest first; how to end it
-    timers: dict[asyncio.Protocol, asyncio.TimerHandle] = {}
+    waiting: dict[Any, asyncio.TimerHandle] = {}  # of Timed, oldest first
 
     class Timed(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > most and waiting:
-                next(iter(waiting.values()))()
+                next(iter(waiting)).give_up()
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -51,11 +50,10 @@ def protocol(seconds: float, most: int) -> type[H11Protocol]:
             if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
                 self._rest()
             elif self not in waiting:
-                waiting[self] = self.give_up
-                timers[self] = self.loop.call_later(seconds, self.give_up)
+                waiting[self] = self.loop.call_later(seconds, self.give_up)
 
         def _rest(self) -> None:
-            if waiting.pop(self, None):
-                timers.pop(self).cancel()
+            if self in waiting:
+                waiting.pop(self).cancel()
 
     return Timed

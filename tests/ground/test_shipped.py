@@ -118,3 +118,18 @@ def test_a_gguf_file_is_written_where_it_is_asked_for(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf"]
     code, _, told = run_cli("generate", out, "Hello")
     assert code == 1 and "a file for llama.cpp" in told
+
+
+def test_export_and_eval_give_one_figure(
+    run_cli, shared_checkpoint: Path, shared_bundle: Path
+) -> None:
+    made = Bundle.open(shared_bundle).manifest.quality
+    arguments = ("eval", shared_bundle, "--reference", shared_checkpoint)
+    later = json.loads(run_cli(*arguments, "--json")[1])
+    for key in ("data", "lines", "samples", "tokens"):
+        assert later[key] == made[key]
+    for key in ("reference", "bundle"):
+        assert later[key] == pytest.approx(made[key], abs=1e-6)
+    out = run_cli(*arguments)[1]
+    assert f"{made['samples']} of {made['lines']} samples" in out
+    assert "On these texts the bundle is " in out and "The original itself is lost on them" in out

@@ -41,7 +41,7 @@ def site(
     return site
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium(*SOFTWARE_WEBGPU) as browser:
         yield browser

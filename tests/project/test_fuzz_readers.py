@@ -1,6 +1,6 @@
 """Every reader of files from strangers, fed with damaged ones: it reads them or says why in a line.
 
-`just fuzz` tries sixty times as many as CI does.
+`just fuzz` tries 240 times as many as CI does.
 """
 
 import json

@@ -121,7 +121,7 @@ def test_a_gate_without_sense(change: dict[str, float]) -> None:
         ("", "no line with a response"),
         ('{"instruction": "a", "response": " "}\n', "no line with a response"),
         ("{]\n", "line 1: not valid JSON"),
-        ('{"instruction": "a"}\n', "line 1: response is 'missing'"),
+        ('{"instruction": "a"}\n', "line 1: response is missing"),
     ],
 )
 def test_a_bad_data_file_is_one_line(

@@ -216,7 +216,8 @@ def shipped_kl(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]
 
     def measure(source: str, **recipe: object) -> float:
         out = tmp_path_factory.mktemp("b") / "b"
-        chosen = Recipe(calibration=SMALL, **recipe)  # type: ignore[arg-type]
+        # of 300 tokens gptq knows too little: what comes out depends on the BLAS's roundings
+        chosen = Recipe(calibration=Calibration(tokens=1000), **recipe)  # type: ignore[arg-type]
         quality = export(SHIPPED, out, recipe=chosen, gate=Gate(tokens=300)).manifest.quality
         return quality["sources"][source]["kl_mean"]
 

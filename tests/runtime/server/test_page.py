@@ -142,7 +142,7 @@ def test_a_value_out_of_range_is_not_taken(page: Page) -> None:
 def test_everything_is_kept_over_a_reload(page: Page) -> None:
     set_field(page, "Longest answer", "5")
     page.get_by_label("cot").check()
-    page.get_by_role("button", name="Colours: auto").click()
+    page.get_by_role("button", name="Theme: auto").click()
     ask(page, "Hello")
     expect(page.locator(".assistant .note")).to_contain_text("tokens")
     answer = page.locator(".assistant .text").text_content()
@@ -155,6 +155,30 @@ def test_everything_is_kept_over_a_reload(page: Page) -> None:
     assert page.locator("html").get_attribute("data-theme") == "light"
     page.get_by_role("button", name="Settings").click()
     expect(page.get_by_label("Longest answer")).to_have_value("5")
+
+
+def test_earlier_turns_are_sent_where_that_is_ticked(page: Page) -> None:
+    sent: list[int] = []
+
+    def seen(request: Any) -> None:
+        if request.method == "POST":
+            sent.append(len(request.post_data_json["messages"]))
+
+    page.on("request", seen)
+    turns = page.get_by_label("earlier turns")
+    expect(turns).not_to_be_checked()  # this model has no chat template
+    set_field(page, "Longest answer", "2")
+    for expected in (1, 1):
+        ask(page, "Hello")
+        expect(page.locator(".assistant .note").last).to_contain_text("tokens")
+        assert sent[-1] == expected
+    turns.check()
+    ask(page, "Hello")
+    expect(page.locator(".assistant .note").nth(2)).to_contain_text("tokens")
+    assert sent[-1] == 5
+    page.reload()
+    expect(turns).to_be_checked()
+    assert page.get_by_text("cot").get_attribute("title") == "thinks in steps first"
 
 
 def test_a_reload_within_an_answer_cancels_it_and_keeps_what_came(
