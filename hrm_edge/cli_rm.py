@@ -16,8 +16,8 @@ def command(name: str) -> None:
     chosen = [path for path in shipped.bundles() if path.name == name]
     if not chosen:
         raise HRMEdgeError(
-            f"{name}: no bundle of that name is kept; hrm-edge list shows them, and the hub's are "
-            "removed with hf cache rm"
+            f"{name}: no bundle of that name is kept; hrm-edge list shows them (checkpoints in the "
+            "hub's cache are huggingface_hub's to remove)"
         )
     for path in chosen:
         with writing(path):
