@@ -86,8 +86,8 @@ def _one_line(error: Exception) -> str | None:
 def cli(debug: bool) -> None:
     """Train, convert and run HRM-Text models on small devices.
 
-    Wherever a checkpoint or a bundle is asked for, hrm-tiny is the one that ships inside. For
-    completion with Tab see hrm-edge completion --help.
+    export, eval, inspect, generate, chat, serve and bench know the model that ships inside by its
+    name, hrm-tiny. For completion with Tab see hrm-edge completion --help.
     """
 
 

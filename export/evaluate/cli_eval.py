@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hrm_edge import shipped
 from hrm_edge.bundle import Decoding
 from hrm_edge.config import KV_SHARES
 from hrm_edge.number_list import Numbers
@@ -47,6 +48,9 @@ def command(
     """
     from .report import Gate, evaluate
 
+    bundle = shipped.bundle(bundle)
+    if reference is not None:
+        reference = shipped.checkpoint(reference) or reference
     gate = Gate(data, max_kl, min_top1, sources=sources)
     how = Decoding(l_cycles, kv_share)
     quality = evaluate(bundle, gate, reference, samples, plot, how)

@@ -27,6 +27,8 @@ def test_a_name_is_a_bundle_made_once(run_cli, cache: Path) -> None:
     assert run_cli("generate", "hrm-tiny", "Spell this word backward: STONE")[1] == "ENOTS\n"
     assert (bundle / "manifest.json").stat().st_mtime_ns == before
     Bundle.open(bundle, verify=True)
+    code, out, _ = run_cli("eval", "hrm-tiny", "--reference", "hrm-tiny", "--samples", 3)
+    assert code == 0 and "3 of 48 samples" in out
     code, out, _ = run_cli("list")
     assert code == 0 and out.count("hrm-tiny") >= 2 and str(bundle) in out
     assert run_cli("rm", "hrm-tiny")[0] == 0
