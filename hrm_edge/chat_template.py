@@ -97,6 +97,15 @@ def read_chat_template(directory: Path) -> ChatTemplate | None:
     return ChatTemplate(source, {n: t for n, t in tokens.items() if t is not None}, path)
 
 
+def takes_system(template: ChatTemplate) -> bool:
+    """Whether `template` puts a system message into what the model reads."""
+    try:
+        told = template.render([{"role": "system", "content": PLAIN[1]}, *_turns(PLAIN[:1])])
+    except HRMEdgeError:
+        return False
+    return PLAIN[1] in told and PLAIN[0] in told
+
+
 def written_out(template: ChatTemplate) -> dict[str, Any] | None:
     """`template` as a bundle's prompt format: the fixed texts around questions and answers.
 

@@ -4,14 +4,15 @@
  *     node web_demo/build.mjs BUNDLE SITE
  */
 import { createHash } from "node:crypto";
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const HERE = dirname(fileURLToPath(import.meta.url));
-const PAGE = join(HERE, "..", "runtime", "server", "page.html");
+const PAGE = join(HERE, "..", "runtime", "server", "page");
 const OWN = [
   "local.js",
+  "local.css",
   "worker.mjs",
   "hrm_edge.mjs",
   "bundle.mjs",
@@ -27,43 +28,35 @@ const VENDOR = [
   "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
   "@huggingface/tokenizers/dist/tokenizers.min.mjs",
 ];
-const SERVER_ONLY = [".row:has(#set-key)", "#turns"]; // settings that mean nothing here
-const SCRIPT = "<script>";
+const FIRST = '<script src="page/marked.js">'; // the page's first script
+const POLICY = [
+  "default-src 'none'",
+  "script-src 'self' 'wasm-unsafe-eval'",
+  "style-src 'self'",
+  "connect-src 'self'",
+  "worker-src 'self' blob:",
+  "img-src data:",
+  "base-uri 'none'",
+  "form-action 'none'",
+].join("; ");
 
+/** The server's page with a script of ours before its own, and a sheet that hides what only a server has. */
 function page() {
-  const html = readFileSync(PAGE, "utf8");
-  const inline = [...html.matchAll(/<(script|style)>(.*?)<\/\1>/gs)].map(([, tag, body]) => [
-    tag,
-    body,
-  ]);
-  const style = `${SERVER_ONLY.join(", ")} { display: none !important; }`;
-  const hashes = (wanted) =>
-    [...inline, ["style", style]]
-      .filter(([tag]) => tag === wanted)
-      .map(([, body]) => `'sha256-${createHash("sha256").update(body).digest("base64")}'`)
-      .join(" ");
-  const policy = [
-    "default-src 'none'",
-    `script-src 'self' 'wasm-unsafe-eval' ${hashes("script")}`,
-    `style-src ${hashes("style")}`,
-    "connect-src 'self'",
-    "worker-src 'self' blob:",
-    "img-src data:",
-    "base-uri 'none'",
-    "form-action 'none'",
-  ].join("; ");
-  const meta = `<meta http-equiv="Content-Security-Policy" content="${policy}">`;
-  if (html.split(SCRIPT).length !== 2) throw new Error(`${PAGE} has not exactly one ${SCRIPT}`);
+  const html = readFileSync(join(PAGE, "index.html"), "utf8");
+  const meta = `<meta http-equiv="Content-Security-Policy" content="${POLICY}">`;
+  if (html.split(FIRST).length !== 2) throw new Error(`${PAGE} has not exactly one ${FIRST}`);
   return html
     .replace("<head>\n", () => `<head>\n${meta}\n`)
-    .replace("</head>", () => `<style>${style}</style>\n</head>`)
-    .replace(SCRIPT, () => `<script src="local.js"></script>\n${SCRIPT}`);
+    .replace("</head>", () => `<link rel="stylesheet" href="local.css">\n</head>`)
+    .replace(FIRST, () => `<script src="local.js"></script>\n${FIRST}`);
 }
 
 function build(bundle, site) {
   if (existsSync(site) && readdirSync(site).length) throw new Error(`${site} is there already`);
   const manifest = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
   mkdirSync(join(site, "vendor"), { recursive: true });
+  cpSync(PAGE, join(site, "page"), { recursive: true });
+  rmSync(join(site, "page", "index.html"));
   writeFileSync(join(site, "index.html"), page());
   for (const name of OWN) cpSync(join(HERE, name), join(site, name));
   for (const path of VENDOR) {

@@ -23,14 +23,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hrm_edge import memory
+from hrm_edge.chat_template import takes_system
 from hrm_edge.errors import HRMEdgeError
 
 from ..engine import Model
-from . import page as server_page
 from .answer import Part, answers
 from .guard import Access, Guard, Limits, client_of, read_body, unless_gone
 from .metrics import Metrics
 from .queue import Job, QueueFull, ShuttingDown, Worker
+from .static import HEADERS, INDEX, page_files
 from .trial import Trial
 from .wire import ask as wire_ask
 from .wire.ask import Ask
@@ -69,7 +70,8 @@ class Server:
         self._completion = completion_type(self.name, cycles)
         self._chat = chat_type(self.name, cycles)
         self.document = openapi((self._completion, self._chat), self.name)
-        self.page, self.page_headers = server_page.page()
+        self.page, template = page_files(), self.model.chat_template
+        self._takes_system = template is not None and takes_system(template)
         guarded = Guard(self._routes(), self.access, self._count)
         self.app: ASGIApp = guarded
         if self.access.origins:
@@ -89,6 +91,7 @@ class Server:
             Route("/openapi.json", self.show_document, methods=get),
             Route("/favicon.ico", _no_content, methods=get),
             Route("/", self.show_page, methods=get),
+            *(Route(f"/page/{name}", self.show_page, methods=get) for name in self.page),
         ]
         self._paths = {route.path for route in routes}
         handlers: Any = {RequestError: _refuse, HTTPException: _refuse_http, Exception: _broken}
@@ -220,6 +223,7 @@ class Server:
             "owned_by": "hrm-edge",
             "max_context": self.model.session.max_context,
             "chat_template": self.model.chat_template is not None,
+            "system_prompt": self._takes_system,
         }
 
     async def health(self, request: Request) -> Response:
@@ -244,8 +248,9 @@ class Server:
         return JSONResponse(self.document)
 
     async def show_page(self, request: Request) -> Response:
-        """GET /."""
-        return Response(self.page, media_type="text/html", headers=self.page_headers)
+        """GET / and GET /page/{name}."""
+        content, kind = self.page[request.url.path.removeprefix("/page/").strip("/") or INDEX]
+        return Response(content, media_type=kind, headers=HEADERS)
 
 
 class EventStream(Response):

@@ -50,7 +50,8 @@ class Access:
             raise RequestError(
                 421, f"this server does not answer for the host {name[:80]!r}", "wrong_host"
             )
-        if self.api_keys and path not in OPEN_PATHS and not self._knows(_key(headers)):
+        is_open = path in OPEN_PATHS or path.startswith("/page/")
+        if self.api_keys and not is_open and not self._knows(_key(headers)):
             raise RequestError(
                 401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key"
             )

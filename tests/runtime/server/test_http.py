@@ -261,9 +261,16 @@ def test_metrics_are_prometheus_and_add_up(model: Model) -> None:
 
 def test_the_page_names_no_other_address_and_runs_its_own_script_only(running: Running) -> None:
     page = httpx.get(running.url)
-    assert re.findall(r"""(?:https?:|src=|href=|@import|url\()""", page.text) == []
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
+    parts = re.findall(r"""(?:src|href)="([^"]*)\"""", page.text)
+    assert len(parts) == 5 and all(part.startswith("page/") for part in parts), parts
+    for part in parts:
+        answer = httpx.get(f"{running.url}/{part}")
+        assert answer.status_code == 200 and answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert not re.search(r"@import|\burl\(", answer.text) or part == "page/marked.js", part
+    for path in ("page/", "page/index.html/x", "page/..%2Fapp.py", "page/app.py"):
+        assert httpx.get(f"{running.url}/{path}").status_code == 404, path
 
 
 def test_sigterm_ends_a_stream_properly_and_exits_with_0(shared_bundle: Path) -> None:

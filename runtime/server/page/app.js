@@ -1,122 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
-<meta name="color-scheme" content="light dark">
-<title>hrm-edge</title>
-<style>
-:root {
-  color-scheme: light dark;
-  --paper: #fbfaf8; --panel: #ffffff; --ink: #1d1f21; --faint: #686d73; --line: #dddad4;
-  --mine: #e8eef7; --accent: #1f5fbf; --on-accent: #ffffff; --wrong: #a3261b;
-}
-@media (prefers-color-scheme: dark) { :root:not([data-theme=light]) {
-  --paper: #16181a; --panel: #1e2124; --ink: #e7e6e3; --faint: #9aa0a6; --line: #34383c;
-  --mine: #25324a; --accent: #7fb0ff; --on-accent: #10151c; --wrong: #ff9a8f;
-} }
-:root[data-theme=dark] {
-  color-scheme: dark;
-  --paper: #16181a; --panel: #1e2124; --ink: #e7e6e3; --faint: #9aa0a6; --line: #34383c;
-  --mine: #25324a; --accent: #7fb0ff; --on-accent: #10151c; --wrong: #ff9a8f;
-}
-:root[data-theme=light] { color-scheme: light; }
-* { box-sizing: border-box; }
-body {
-  margin: 0; height: 100vh; height: 100dvh; display: flex; flex-direction: column;
-  background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-}
-header, footer { background: var(--panel); border: 0 solid var(--line); }
-header { display: flex; gap: .25rem; align-items: center; border-bottom-width: 1px;
-  padding: .4rem max(.75rem, env(safe-area-inset-right)) .4rem max(.75rem, env(safe-area-inset-left)); }
-h1 { font-size: 1rem; margin: 0; flex: 1; min-width: 0; overflow: hidden;
-  text-overflow: ellipsis; white-space: nowrap; }
-button, input, textarea { font: inherit; color: inherit; }
-button { border: 1px solid var(--line); background: none; border-radius: .5rem; cursor: pointer;
-  min-height: 2.5rem; padding: 0 .75rem; }
-button:hover { border-color: var(--accent); }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-.main { background: var(--accent); color: var(--on-accent); border-color: var(--accent); }
-main { flex: 1; overflow-y: auto; overscroll-behavior: contain; }
-#log { max-width: 47.5rem; margin: 0 auto; padding: 1rem .75rem; list-style: none; }
-#log li { margin: 0 0 1rem; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; }
-.user .text { background: var(--mine); border-radius: .75rem; padding: .5rem .75rem;
-  width: fit-content; max-width: 90%; margin-left: auto; }
-.busy .text::after { content: "▍"; color: var(--accent); }
-.note { color: var(--faint); font-size: .8rem; display: flex; flex-wrap: wrap; gap: 0 .75rem;
-  align-items: center; }
-.note button { border: 0; padding: 0 .25rem; min-height: 2rem; text-decoration: underline; }
-.wrong { color: var(--wrong); }
-.user .note { justify-content: flex-end; }
-#empty { color: var(--faint); text-align: center; margin: 18vh 1rem 0; }
-#empty button { margin-top: .5rem; color: var(--ink); }
-#turns { margin-left: auto; }
-footer { border-top-width: 1px; padding: .5rem .75rem calc(.5rem + env(safe-area-inset-bottom)); }
-form#ask, #conditions, #figures { max-width: 46rem; margin: 0 auto; }
-form#ask { display: flex; gap: .5rem; align-items: flex-end; }
-textarea { flex: 1; min-width: 0; resize: none; max-height: 40vh; padding: .5rem .75rem;
-  border: 1px solid var(--line); border-radius: .5rem; background: var(--paper); }
-#conditions { border: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem;
-  margin-bottom: .4rem; align-items: center; font-size: .85rem; }
-#conditions legend { float: left; color: var(--faint); padding: 0; }
-#conditions label { border: 1px solid var(--line); border-radius: 1rem; padding: .15rem .6rem;
-  display: flex; gap: .35rem; align-items: center; cursor: pointer; min-height: 1.9rem; }
-#conditions label:has(:checked) { border-color: var(--accent); background: var(--mine); }
-#figures { color: var(--faint); font-size: .8rem; margin-top: .3rem; min-height: 1.3em;
-  font-variant-numeric: tabular-nums; }
-dialog { border: 1px solid var(--line); border-radius: .75rem; background: var(--panel);
-  color: var(--ink); width: min(30rem, calc(100vw - 1.5rem)); padding: 1rem; max-height: 90dvh; }
-dialog::backdrop { background: #0008; }
-dialog h2 { margin: 0 0 .75rem; font-size: 1.1rem; }
-.row { display: grid; grid-template-columns: 1fr 8rem; gap: .1rem .75rem; align-items: center;
-  margin-bottom: .6rem; }
-.row small { grid-column: 1; color: var(--faint); line-height: 1.2; }
-.row input { width: 100%; padding: .35rem .5rem; border: 1px solid var(--line);
-  border-radius: .4rem; background: var(--paper); grid-row: 1 / span 2; grid-column: 2; }
-.row input:invalid { border-color: var(--wrong); }
-.end { display: flex; gap: .5rem; justify-content: flex-end; flex-wrap: wrap; }
-kbd { border: 1px solid var(--line); border-radius: .3rem; padding: 0 .3rem; font-size: .85em; }
-@media (max-width: 34rem) { header button { padding: 0 .5rem; } #empty .keys { display: none; } }
-@media (prefers-reduced-motion: no-preference) {
-  .busy .text::after { animation: blink 1s steps(2) infinite; } @keyframes blink { 50% { opacity: 0; } }
-}
-</style>
-</head>
-<body>
-<header>
-  <h1 id="name">hrm-edge</h1>
-  <button id="theme">Theme</button>
-  <button id="fresh" title="Start a new chat (Alt+N)">New</button>
-  <button id="open" title="Settings (Alt+S)" aria-haspopup="dialog">Settings</button>
-</header>
-<main id="scroll">
-  <p id="empty">Ask something.
-    <span class="keys"><br><kbd>Enter</kbd> sends, <kbd>Shift</kbd>+<kbd>Enter</kbd> breaks a line,
-    <kbd>Esc</kbd> stops, <kbd>↑</kbd> brings the last question back.</span></p>
-  <ol id="log" aria-live="polite" aria-label="Conversation"></ol>
-</main>
-<footer>
-  <fieldset id="conditions"><legend>Kind of answer</legend>
-    <label id="turns" title="Off: each question stands alone. On: all are read anew with each question.">
-      <input type="checkbox" id="history">earlier turns</label></fieldset>
-  <form id="ask">
-    <textarea id="draft" rows="1" aria-label="Your question" placeholder="Ask something"
-      enterkeyhint="send" autocomplete="off" autofocus></textarea>
-    <button id="send" class="main">Send</button>
-    <button id="stop" class="main" type="button" hidden>Stop</button>
-  </form>
-  <div id="figures" role="status"></div>
-</footer>
-<dialog id="settings" aria-labelledby="settings-title">
-  <form method="dialog">
-    <h2 id="settings-title">Settings</h2>
-    <div id="fields"></div>
-    <div class="end"><button type="button" id="reset">Defaults</button>
-      <button class="main">Close</button></div>
-  </form>
-</dialog>
-<script>
 "use strict";
 const $ = id => document.getElementById(id);
 const KEY = "hrm-edge";
@@ -137,14 +18,17 @@ const FIELDS = [  // name, label, what it does, input attributes, default
   ["key", "API key", "if the server asks for one", {type: "password", autocomplete: "off"}, ""],
 ];
 const DEFAULTS = {...Object.fromEntries(FIELDS.map(([name,,,, value]) => [name, value])),
-  history: null};  // whether earlier turns are sent; null: where the model has a chat template
-let state = {messages: [], draft: "", theme: "auto", conditions: ["direct"], settings: {...DEFAULTS}};
-let running = null, model = "", held = null, talks = false;
+  history: null,  // whether earlier turns are sent; null: where the model has a chat template
+  system: "", markdown: true};
+let state = {chats: [], chat: 0, draft: "", theme: "auto", conditions: ["direct"], settings: {...DEFAULTS}};
+let running = null, editing = null, model = "", held = null, talks = false, told = false;
 
 function restore() {
   try {
     const kept = JSON.parse(localStorage.getItem(KEY)) || {};
-    state = {...state, ...kept, settings: {...DEFAULTS, ...kept.settings}};
+    const {messages, ...rest} = kept;  // the one conversation of earlier versions
+    state = {...state, ...rest, settings: {...DEFAULTS, ...kept.settings}};
+    if (messages?.length) { state.chats.push(newChat(messages)); state.chat = state.chats[0].id; }
   } catch { /* a full, blocked or damaged store: start anew */ }
 }
 function keep() {
@@ -161,22 +45,62 @@ function element(tag, attributes = {}, ...children) {
 }
 function size(bytes) { return `${(bytes / 2 ** 20).toFixed(0)} MiB`; }
 
-function drawMessage(message, index) {
+/** What is shown of a message: an answer's Markdown, all else as it is. */
+function content(message) {
+  const marks = message.role === "assistant" && state.settings.markdown;
+  return marks ? markdown(message.content) : [message.content];
+}
+function drawMessage(message, index, messages) {
+  if (message === editing) return drawEditor(message, index);
+  const last = index === messages.length - 1, marks = message.role === "assistant" && state.settings.markdown;
   const note = element("div", {class: message.error ? "note wrong" : "note"});
   const item = element("li", {class: message.role},
-    element("div", {class: "text"}, message.content), note);
+    element("div", {class: marks ? "text marks" : "text"}, ...content(message)), note);
   if (message.error) note.append(element("span", {role: "alert"}, message.error));
   else if (message.figures) note.append(element("span", {}, message.figures));
-  if (message.role === "assistant" && !(running && index === state.messages.length - 1)) {
-    if (message.content) note.append(element("button", {onclick: event => copy(event, message)}, "Copy"));
-    if (index === state.messages.length - 1) note.append(element("button", {onclick: again}, "Again"));
+  if (running && last) item.classList.add("busy");
+  if (running) return item;
+  const button = (name, does, label = name) => note.append(element("button", {onclick: does, "aria-label": label}, name));
+  if (message.role === "assistant") {
+    if (message.content) button("Copy", event => copyText(event.target, message.content), "Copy the answer");
+    if (last) button("Again", again, "Answer again");
+  } else {
+    button("Edit", () => edit(message), "Edit the question");
+    button("Delete", () => remove(index), "Delete the question and its answer");
   }
-  if (running && index === state.messages.length - 1) item.classList.add("busy");
   return item;
 }
+function drawEditor(message, index) {
+  const box = element("textarea", {"aria-label": "The question, to change", rows: 1});
+  box.value = message.content;
+  const end = () => { editing = null; draw(); $("draft").focus(); };
+  const done = () => {
+    const text = box.value.trim();
+    if (!text) return;
+    shown().messages.splice(index, Infinity, {role: "user", content: text});
+    editing = null; answer(); $("draft").focus();
+  };
+  box.addEventListener("input", () => grow(box));
+  box.addEventListener("keydown", event => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); done(); }
+    if (event.key === "Escape") { event.preventDefault(); end(); }
+  });
+  return element("li", {class: "user editing"}, box, element("div", {class: "note"},
+    element("button", {onclick: done, title: "What follows it is answered anew"}, "Ask"),
+    element("button", {onclick: end}, "Cancel")));
+}
+function edit(message) {
+  editing = message; draw();
+  const box = $("log").querySelector(".editing textarea");
+  grow(box); box.focus(); box.setSelectionRange(box.value.length, box.value.length);
+}
+function remove(index) {
+  const {messages} = shown(), next = messages.findIndex((message, i) => i > index && message.role === "user");
+  removing("question", () => messages.splice(index, (next < 0 ? messages.length : next) - index));
+}
 function draw() {
-  $("log").replaceChildren(...state.messages.map(drawMessage));
-  $("empty").hidden = state.messages.length > 0;
+  $("log").replaceChildren(...shown().messages.map(drawMessage));
+  $("empty").hidden = shown().messages.length > 0;
   $("send").hidden = !!running;
   $("stop").hidden = !running;
   $("log").setAttribute("aria-busy", String(!!running));
@@ -185,9 +109,9 @@ function follow(always) {
   const box = $("scroll");
   if (always || box.scrollHeight - box.scrollTop - box.clientHeight < 80) box.scrollTop = box.scrollHeight;
 }
-async function copy(event, message) {
-  try { await navigator.clipboard.writeText(message.content); event.target.textContent = "Copied"; }
-  catch { event.target.textContent = "No access to the clipboard"; }
+async function copyText(button, text) {
+  try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
+  catch { button.textContent = "No access to the clipboard"; }
 }
 function figures(text) {
   const memory = held ? `memory ${size(held)}` : "";
@@ -198,13 +122,14 @@ function headers() {
   return {"Content-Type": "application/json", ...(key ? {Authorization: `Bearer ${key}`} : {})};
 }
 function body() {
-  const asked = state.messages.slice(0, -1), {key, history, ...options} = state.settings;
+  const asked = shown().messages.slice(0, -1), {key, history, system, markdown, ...options} = state.settings;
   if (options.seed === "") delete options.seed;
   const turns = history ?? talks ? asked.filter(message => message.content) : asked.slice(-1);
   return {
     ...options, model, stream: true, stream_options: {include_usage: true},
     condition: CONDITIONS.filter(name => state.conditions.includes(name)).join(","),
-    messages: turns.map(({role, content}) => ({role, content})),
+    messages: [...(told && system.trim() ? [{role: "system", content: system}] : []),
+      ...turns.map(({role, content}) => ({role, content}))],
   };
 }
 async function* events(response) {
@@ -225,12 +150,14 @@ async function fail(response) {
   throw new Error(response.status === 401 ? `${message} (Settings, API key)` : message);
 }
 async function answer() {
-  const message = {role: "assistant", content: ""};
-  state.messages.push(message);
+  const message = {role: "assistant", content: ""}, chat = shown();
+  chat.messages.push(message);
+  chat.at = Date.now();
   const mine = running = new AbortController();
   draw(); follow(true); figures("reading the prompt …");
-  let started = 0, count = 0, saved = performance.now();
+  let started = 0, count = 0, saved = performance.now(), drawing = 0;
   const text = $("log").lastChild.firstChild;
+  const redraw = () => { drawing = 0; text.replaceChildren(...content(message)); follow(); };
   try {
     if (!model) await greet();
     const response = await fetch("v1/chat/completions",
@@ -243,8 +170,7 @@ async function answer() {
         started ||= now;
         count += 1;
         message.content += piece;
-        text.append(piece);
-        follow();
+        drawing ||= requestAnimationFrame(redraw);
         if (count > 1) figures(`${((count - 1) / (now - started) * 1000).toFixed(1)} tok/s`);
         if (now - saved > 1000) { saved = now; keep(); }
       }
@@ -257,8 +183,9 @@ async function answer() {
     else message.error = error.message || String(error);
   }
   if (running === mine) running = null;
-  if (!state.messages.includes(message)) return;
-  keep(); draw(); follow(); figures(message.speed);
+  keep();
+  if (shown() !== chat || !chat.messages.includes(message)) return;
+  draw(); follow(); figures(message.speed);
 }
 function finish(message, stats) {
   held = stats.anonymous_memory;
@@ -273,23 +200,19 @@ function finish(message, stats) {
 function ask() {
   const text = $("draft").value.trim();
   if (running || !text) return;
-  state.messages.push({role: "user", content: text});
+  editing = null;
+  shown().messages.push({role: "user", content: text});
   state.draft = $("draft").value = "";
   grow(); keep(); answer();
 }
 function again() {
   if (running) return;
-  state.messages.pop();
+  shown().messages.pop();
   answer();
 }
 function stop() { if (running) running.abort(); }
-function fresh() {
-  stop(); running = null;
-  state.messages = [];
-  keep(); draw(); figures(""); $("draft").focus();
-}
-function grow() {
-  const box = $("draft");
+function fresh() { show(); $("draft").focus(); }
+function grow(box = $("draft")) {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight + 2}px`;
 }
@@ -310,6 +233,12 @@ function drawConditions() {
     $("turns").before(element("label", {title: MEANINGS[name]}, box, name));
   }
   $("history").addEventListener("change", () => { state.settings.history = $("history").checked; keep(); });
+}
+/** The settings that are no row of FIELDS. */
+function drawRest() {
+  $("system").value = state.settings.system;
+  $("markdown").checked = state.settings.markdown;
+  $("system-row").hidden = !told;
 }
 function showExamples(name) {
   $("examples")?.remove();
@@ -339,7 +268,7 @@ async function greet() {
   if (!response.ok) await fail(response);
   const card = (await response.json()).data[0];
   model = card.id;
-  talks = !!card.chat_template;
+  talks = !!card.chat_template; told = !!card.system_prompt;
   $("history").checked = state.settings.history ?? talks;
   $("name").textContent = document.title = model;
   showExamples(model);
@@ -349,18 +278,20 @@ async function poll() {
   try {
     const health = await (await fetch("health")).json();
     held = health.anonymous_memory;
-    if (!running) figures(state.messages.at(-1)?.speed);
+    if (!running && !$("figures").querySelector("button")) figures(shown().messages.at(-1)?.speed);
   } catch { if (!running) $("figures").textContent = "the server cannot be reached"; }
 }
 
-restore(); theme(); drawConditions(); drawFields(); draw(); follow(true);
+restore(); theme(); drawConditions(); startChats(); draw(); follow(true);
 $("draft").value = state.draft; grow();
 $("ask").addEventListener("submit", event => { event.preventDefault(); ask(); });
 $("stop").addEventListener("click", stop);
 $("fresh").addEventListener("click", fresh);
-$("open").addEventListener("click", () => { drawFields(); $("settings").showModal(); });
+$("open").addEventListener("click", () => { drawFields(); drawRest(); $("settings").showModal(); });
+$("system").addEventListener("input", () => { state.settings.system = $("system").value; keep(); });
+$("markdown").addEventListener("change", () => { state.settings.markdown = $("markdown").checked; keep(); draw(); });
 $("reset").addEventListener("click", () => {
-  state.settings = {...DEFAULTS, key: state.settings.key}; keep(); drawFields();
+  state.settings = {...DEFAULTS, key: state.settings.key}; keep(); drawFields(); drawRest(); draw();
   $("history").checked = talks;
 });
 $("theme").addEventListener("click", () => {
@@ -369,18 +300,17 @@ $("theme").addEventListener("click", () => {
 $("draft").addEventListener("input", () => { state.draft = $("draft").value; grow(); keep(); });
 $("draft").addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask(); }
-  const last = state.messages.findLast(message => message.role === "user");
+  const last = shown().messages.findLast(message => message.role === "user");
   if (event.key === "ArrowUp" && !$("draft").value && last) {
     event.preventDefault(); $("draft").value = last.content; grow();
   }
 });
 document.addEventListener("keydown", event => {
-  if (event.key === "Escape" && running && !$("settings").open) { event.preventDefault(); stop(); }
+  if (event.key === "Escape" && running && !document.querySelector("dialog[open]")) { event.preventDefault(); stop(); }
   if (event.altKey && event.code === "KeyN") { event.preventDefault(); fresh(); }
+  if (document.querySelector("dialog[open]")) return;
   if (event.altKey && event.code === "KeyS") { event.preventDefault(); $("open").click(); }
+  if (event.altKey && event.code === "KeyC") { event.preventDefault(); $("list").click(); }
 });
 addEventListener("pagehide", keep);
 greet().catch(() => {}); poll(); setInterval(poll, 5000);
-</script>
-</body>
-</html>
