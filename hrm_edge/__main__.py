@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from hrm_edge.defaults import config_path, defaults
 from hrm_edge.errors import HRMEdgeError
 
 VERBS = {
@@ -32,7 +33,7 @@ EXTRAS = {
     "executorch": ("executorch", "torchao"),
     "train": ("matplotlib", "tensorboard", "torch", "yaml"),
     "chat": ("jinja2",),
-    "serve": ("msgspec", "starlette", "uvicorn"),
+    "serve": ("msgspec", "segno", "starlette", "uvicorn"),
     "guided": ("llguidance",),
 }
 
@@ -54,7 +55,10 @@ class _Verbs(click.Group):
         near = difflib.get_close_matches(args[0], VERBS, 1)
         if args[0] not in VERBS and near:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None and not ctx.resilient_parsing:
+            ctx.default_map = {name: defaults(name, command, VERBS)}
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -80,7 +84,11 @@ def _one_line(error: Exception) -> str | None:
     return str(error)
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Defaults for options: {config_path()} (docs/runtime.md).",
+)
 @click.version_option(package_name="hrm-edge")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:

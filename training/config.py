@@ -208,7 +208,11 @@ def load_config(source: str | Path) -> TrainConfig:
     name = raw.pop("preset", "tiny")
     if name not in PRESETS:
         raise HRMEdgeError(f"{source}: preset is {name!r}, expected one of {', '.join(PRESETS)}")
-    config = _merge(PRESETS[name], raw, str(source), "")
+    base = PRESETS[name]
+    run = raw.get("run")
+    if isinstance(run, dict) and ("steps" in run) != ("epochs" in run):  # in place of the preset's
+        base = replace(base, run=replace(base.run, steps=0, epochs=0.0))
+    config = _merge(base, raw, str(source), "")
     return check_config(config, str(source))
 
 

@@ -70,15 +70,15 @@ def train(
     distill = config.qat.bits > 0 and config.qat.distill
     if distill and checkpoint is None:
         raise HRMEdgeError("qat needs --init CHECKPOINT to learn from, or qat.distill: false")
-    with join_world() as world:
-        out = Path(out)
-        with sole_writer(out) if world.is_first else contextlib.nullcontext():
-            _check_out(out, resume)
-            corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)
-            model = _model(config, corpus, checkpoint)
-            teacher = load_model(checkpoint.path) if checkpoint is not None and distill else None
-            with writing(out, "--resume goes on from the last state"):
-                return Run(config, model, corpus, out, world, resume, quiet, teacher).run()
+    out = Path(out)
+    _check_out(out, resume)
+    with join_world() as world, sole_writer(out) if world.is_first else contextlib.nullcontext():
+        _check_out(out, resume)
+        corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)
+        model = _model(config, corpus, checkpoint)
+        teacher = load_model(checkpoint.path) if checkpoint is not None and distill else None
+        with writing(out, "--resume goes on from the last state"):
+            return Run(config, model, corpus, out, world, resume, quiet, teacher).run()
 
 
 def _to_finetune(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:

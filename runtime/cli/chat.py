@@ -3,11 +3,12 @@
 Every turn reads the whole conversation anew, because HRM-Text reads a prompt in both directions.
 """
 
+import atexit
 import contextlib
 import itertools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,14 +24,25 @@ if TYPE_CHECKING:
     from ..settings import Options
     from .conversation import Conversation
 
+HISTORY = Path(click.get_app_dir("hrm-edge")) / "chat_history"
+LINES = 1000  # kept of it
+
 
 @click.command()
 @click.argument("bundle", type=BUNDLE)
 @click.option("--system", help="A message that stands in front of the conversation.")
 @click.option("--stats", is_flag=True, help="Print the speed of each answer on stderr.")
+@click.option(
+    "--history/--no-history", default=True, help="Keep what is typed for the next session's ↑."
+)
 @model_options
 def command(
-    bundle: Path, system: str | None, stats: bool, loading: Loading, options: "Options"
+    bundle: Path,
+    system: str | None,
+    stats: bool,
+    history: bool,
+    loading: Loading,
+    options: "Options",
 ) -> None:
     """Talk with the model in BUNDLE. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
     from ..settings import Settings
@@ -41,7 +53,7 @@ def command(
     conversation = Conversation(options)
     if system:
         conversation.command(f"/system {system}")
-    _edit_lines()
+    _edit_lines(HISTORY if history and sys.stdin.isatty() else None)
     _warn(model)
     while not conversation.ended:
         try:
@@ -109,14 +121,31 @@ def _read() -> str:
         lines.append(line[:-1])
 
 
-def _edit_lines() -> None:
-    """Arrow keys, history and Emacs keys for `input`, where Python was built with readline."""
+def _edit_lines(history: Path | None) -> None:
+    """Arrow keys, history and Emacs keys for `input`, where Python was built with readline.
+
+    Lines come from the file `history`, and go there at the end for its owner alone to read.
+    """
     with contextlib.suppress(ImportError):
         import readline
 
+        if history is not None:
+            with contextlib.suppress(OSError):
+                readline.read_history_file(history)
+            atexit.register(_keep_lines, history, readline)
         readline.parse_and_bind("tab: complete")
         readline.set_completer(_complete)
         readline.set_completer_delims("")
+
+
+def _keep_lines(history: Path, readline: Any) -> None:
+    readline.set_history_length(LINES)
+    try:
+        history.parent.mkdir(parents=True, exist_ok=True)
+        history.touch(mode=0o600)
+        readline.write_history_file(history)
+    except OSError as error:
+        click.echo(f"Warning: {history}: what was typed is not kept ({error.strerror})", err=True)
 
 
 def _complete(text: str, state: int) -> str | None:

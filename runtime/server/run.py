@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 
 import click
+import segno
 import uvicorn
 
 from hrm_edge.errors import HRMEdgeError
@@ -83,7 +85,10 @@ def _announce(server: Server, bound: socket.socket) -> None:
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"{server.name} at http://{shown}:{port} (API: /v1, page: /)", err=True)
     if host in EVERYWHERE and (reached := _own_address(bound.family)):
-        click.echo(f"From this network, a phone's browser too: http://{reached}:{port}", err=True)
+        address = f"http://{reached}:{port}"
+        click.echo(f"From this network, a phone's browser too: {address}", err=True)
+        if sys.stderr.isatty():
+            segno.make(address).terminal(sys.stderr, compact=True)
     if not server.access.local and not server.access.api_keys:
         click.echo("Whoever reaches this port can use it; --api-key asks for a key.", err=True)
 

@@ -1,5 +1,6 @@
 """How a bundle is to be loaded: one value from the command line down to the session."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import user_cache
 
 CPU = "cpu"
+MOST_THREADS = 64  # or the number of processors, where there are more
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Loading:
     fast: bool = False
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise HRMEdgeError(f"threads is {self.threads}, expected 1 or more", "threads")
+        most = max(MOST_THREADS, os.cpu_count() or 1)
+        if self.threads is not None and not 1 <= self.threads <= most:
+            raise HRMEdgeError(f"threads is {self.threads}, expected 1 to {most}", "threads")
         if self.kv_share not in KV_SHARES:
             known = ", ".join(KV_SHARES)
             says = f"kv_share is {self.kv_share!r}, expected one of {known}"

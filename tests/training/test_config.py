@@ -64,6 +64,15 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     assert "run.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("given", ["steps: 7", "epochs: 2"])
+def test_a_length_takes_the_place_of_the_presets(tmp_path: Path, given: str) -> None:
+    path = tmp_path / "mine.yaml"
+    for preset in ("tiny", "finetune"):  # one has steps, the other epochs
+        path.write_text(f"preset: {preset}\nrun: {{{given}}}\n")
+        run = load_config(path).run
+        assert (run.steps, run.epochs) == ((7, 0) if "steps" in given else (0, 2))
+
+
 def test_neither_file_nor_preset() -> None:
     with pytest.raises(HRMEdgeError, match=r"nothing.yaml: no such file, and not a preset \(tiny"):
         load_config("nothing.yaml")

@@ -353,6 +353,7 @@ def test_a_full_disk_is_one_line_and_costs_no_state(
 def test_resuming_nothing_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(HRMEdgeError, match="run: no state to resume from; leave out --resume"):
         train(TINY, data, tmp_path / "run", resume=True, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resuming_another_architecture_is_refused(run: Path, data: Path, tmp_path: Path) -> None:

@@ -166,6 +166,32 @@ def test_lines_are_edited_and_ctrl_c_drops_what_was_typed(shared_bundle: Path) -
         os.close(terminal.master)
 
 
+def test_what_was_typed_is_there_in_the_next_session(
+    shared_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    kept = tmp_path / "hrm-edge" / "chat_history"
+
+    def session(keys: str, *flags: str) -> None:
+        terminal = Terminal(shared_bundle, "-n", "5", *flags)
+        try:
+            terminal.until(lambda s: "> " in s)
+            terminal.type(keys)
+            terminal.until(lambda s: "A new conversation" in s and s.endswith("> "))
+            terminal.type("\x04")
+            assert terminal.process.wait(20) == 0
+        finally:
+            terminal.process.kill()
+            os.close(terminal.master)
+
+    session("/clear one\n", "--no-history")
+    assert not kept.exists()
+    session("/clear one\n")
+    assert "/clear one" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
+    session("\x1b[A\n")  # arrow up: the last session's line
+    assert kept.read_text().count("/clear one") == 1  # readline does not repeat a line
+
+
 def test_ctrl_c_stops_an_answer_and_keeps_what_there_is(
     model: Model, shared_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

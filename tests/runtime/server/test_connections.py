@@ -1,16 +1,20 @@
 """Connections that ask nothing: silence, a head byte by byte, bytes that are no HTTP."""
 
 import contextlib
+import io
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import segno
 
 from hrm_edge.runtime import Model, load
 from hrm_edge.runtime.server import run
+from hrm_edge.runtime.server.app import Server
 from hrm_edge.runtime.server.connections import TOO_LATE
 from hrm_edge.runtime.server.guard import Limits
 from serving import Running, serving
@@ -104,3 +108,22 @@ def test_silent_connections_do_not_keep_others_out(
         assert rest(silent[0]) in (b"", TOO_LATE)  # whether its head had come by then or not
         for connection in silent:
             connection.close()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_phone_reads_the_address_off_the_terminal(
+    model: Model, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    screen, code = Screen(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(run, "_own_address", lambda family: "192.0.2.7")
+    with run.listen("0.0.0.0", 0) as bound:
+        run._announce(Server(model, "tiny"), bound)
+        port = bound.getsockname()[1]
+    segno.make(f"http://192.0.2.7:{port}").terminal(code, compact=True)
+    assert f"a phone's browser too: http://192.0.2.7:{port}" in screen.getvalue()
+    assert (code.getvalue() in screen.getvalue()) == terminal
