@@ -43,7 +43,10 @@ def test_yaml_changes_a_preset(tmp_path: Path) -> None:
         ("run: {steps: 1.5}", "run.steps is 1.5, expected an integer >= 0"),
         ("run: {compile: 1}", "run.compile is 1, expected true or false"),
         ("run: {precision: fp8}", "run.precision is 'fp8', expected one of fp32, bf16"),
-        ("run: {steps: 5000, epochs: 2}", "run.steps is 5000, expected one of run.steps and run.epochs"),
+        (
+            "run: {steps: 5000, epochs: 2}",
+            "run.steps is 5000, expected one of run.steps and run.epochs",
+        ),
         ("run: {batch_tokens: 1000}", "run.batch_tokens is 1000, expected a multiple of"),
         ("model: {heads: 3}", "model.heads is 3, expected to split 256 into even heads"),
         ("optimizer: {bp_min: 1}", "optimizer.bp_min is 1, expected 2 or more"),
