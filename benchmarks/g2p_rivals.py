@@ -4,10 +4,10 @@
     python examples/g2p/data.py runs/g2p
     python -m benchmarks.g2p_rivals runs/g2p BUNDLE... -o benchmarks/results/g2p.md
 
-phonetisaurus is trained here on the training part. g2p-en's weights were trained on all of CMUdict by
-its authors, so it has seen the test words. espeak-ng has rules and a dictionary of its own, and its
-phonemes are mapped (ESPEAK below). Each answers all words in a process of its own; its time includes
-loading, its memory is the process's peak.
+phonetisaurus is trained here on the training part. g2p-en's weights were trained on all of CMUdict
+by its authors, so it has seen the test words. espeak-ng has rules and a dictionary of its own, and
+its phonemes are mapped (espeak_arpabet.tsv). Each answers all words in a process of its own; its
+time includes loading, its memory is the process's peak.
 """
 
 import json
@@ -26,18 +26,10 @@ from examples.g2p.score import error_rates
 
 from .peers import machine
 
-ESPEAK = {  # en-us in IPA, without stress and length where that is no difference
-    "n": "N", "s": "S", "k": "K", "l": "L", "t": "T", "ɹ": "R", "r": "R", "ə": "AH", "d": "D",
-    "ɪ": "IH", "m": "M", "z": "Z", "ɚ": "ER", "b": "B", "æ": "AE", "p": "P", "ɛ": "EH", "i": "IY",
-    "f": "F", "ɡ": "G", "ɡʲ": "G", "ɑː": "AA", "ɑ̃": "AA", "ŋ": "NG", "v": "V", "eɪ": "EY",
-    "ᵻ": "IH", "h": "HH", "w": "W", "ʃ": "SH", "ɾ": "T", "iː": "IY", "oʊ": "OW", "dʒ": "JH",
-    "ʌ": "AH", "əl": "AH L", "uː": "UW", "aɪ": "AY", "ɐ": "AH", "j": "Y", "tʃ": "CH", "ɜː": "ER",
-    "ɑːɹ": "AA R", "θ": "TH", "ɔː": "AO", "ɔ": "AO", "aʊ": "AW", "iə": "IY AH", "oːɹ": "AO R",
-    "ɔːɹ": "AO R", "oː": "AO", "ʊ": "UH", "ɔɪ": "OY", "ʊɹ": "UH R", "ð": "DH", "ɪɹ": "IH R",
-    "ɛɹ": "EH R", "ʒ": "ZH", "ʔ": "T", "n̩": "AH N", "aɪɚ": "AY ER", "aɪə": "AY AH", "x": "K",
-    "ɬ": "L", "l̩": "AH L", "m̩": "AH M", "ɜ": "ER", "u": "UW", "a": "AA", "o": "OW", "e": "EH",
-}  # fmt: skip
-VOWELS = tuple("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
+TABLE = Path(__file__).with_name("espeak_arpabet.tsv")  # en-us, without stress
+ESPEAK = dict(line.split("\t") for line in TABLE.read_text().splitlines())
+PRIMARY, SECONDARY = "\u02c8", "\u02cc"  # IPA's marks in front of a syllable
+VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
 
 
 @dataclass(frozen=True)
@@ -127,8 +119,8 @@ def espeak(words: list[str]) -> Answers:
 def _mapped(line: str) -> str:
     found: list[str] = []
     for part in line.replace(" ", "_").split("_"):
-        stress = {"ˈ": "1", "ˌ": "2"}.get(part[:1], "0")
-        plain = part.lstrip("ˈˌ")
+        stress = {PRIMARY: "1", SECONDARY: "2"}.get(part[:1], "0")
+        plain = part.lstrip(PRIMARY + SECONDARY)
         for i, phoneme in enumerate(ESPEAK.get(plain, plain).split()):
             found.append(phoneme + (stress if i == 0 else "0") * (phoneme in VOWELS))
     return " ".join(found)
