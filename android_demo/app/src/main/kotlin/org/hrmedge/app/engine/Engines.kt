@@ -10,6 +10,14 @@ import org.hrmedge.core.fittingContext
 import org.hrmedge.core.fittingProgram
 import org.hrmedge.core.readTokenizer
 
+/** Whether the app was built with ExecuTorch's classes; build_apk.sh leaves them out. */
+private fun hasExecuTorch(): Boolean = try {
+    Class.forName("org.pytorch.executorch.extension.llm.LlmModule", false, Limits::class.java.classLoader)
+    true
+} catch (_: ClassNotFoundException) {
+    false
+}
+
 /** What a session may take of this device. */
 data class Limits(
     val context: Int,
@@ -40,7 +48,10 @@ fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
                 throw problem
             }
         }
-        "executorch" -> ExecuTorchEngine(bundle, fittingProgram(manifest, wanted, limits.memory))
+        "executorch" -> {
+            if (!hasExecuTorch()) throw Problem("This build of the app has no ExecuTorch; take an ONNX bundle.")
+            ExecuTorchEngine(bundle, fittingProgram(manifest, wanted, limits.memory))
+        }
         else -> throw Problem(
             "This app runs onnx and executorch bundles, this one is for ${manifest.target}.",
         )
