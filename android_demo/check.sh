@@ -53,17 +53,12 @@ native=$build/native
 rm -rf "$native"
 mkdir -p "$native" "$build/classes/fbjni"
 gcc -O1 -shared -fPIC -Wl,-soname,libc.so -Wl,--no-as-needed -o "$native/libc.so" checks/bionic.c -lm
-gcc -O1 -shared -fPIC -Wl,-soname,libonnxruntime.so -o "$native/libonnxruntime.so" checks/onnxruntime.c -ldl
 (cd "$native" && jar xf "$tools"/react/android/com/facebook/react/react-native/*/*.aar jni/x86_64)
-"$python" checks/desktop.py "$native" "$build/apk/extracted/lib/x86_64/libonnxruntime4j_jni.so" \
+"$python" checks/desktop.py "$native" "$build"/apk/extracted/lib/x86_64/libonnxruntime{,4j_jni}.so \
     "$tools/executorch/third-party/android/libs/executorch/x86_64/libexecutorch.so" \
     "$native"/jni/x86_64/{libfbjni,libc++_shared}.so
 mapfile -t java < <(find checks/fbjni -name '*.java')
 javac --release 8 -nowarn -Xlint:-options -d "$build/classes/fbjni" "${java[@]}"
-HRMEDGE_ONNXRUNTIME=$("$python" -c 'import glob, pathlib, importlib.util as u
-folder = pathlib.Path(u.find_spec("onnxruntime").origin).parent / "capi"
-print(*glob.glob(f"{folder}/libonnxruntime.so.*"))')
-export HRMEDGE_ONNXRUNTIME
 mapfile -t suites < <(cd "$build/classes/test" && find . -name '*Test.class' | sed 's|^\./||; s|\.class$||; s|/|.|g')
 executorch="ExecuTorch's engine: hrm-tiny's .pte by the x86-64 JNI library of a third party's build for
   Android, on one thread; not executorch-android's own."
@@ -80,12 +75,11 @@ LD_LIBRARY_PATH=$native java -ea -Xmx512m -XX:+UseSerialGC "-Donnxruntime.native
 
 step "Not checked here"
 cat <<SKIPPED
-- Gradle's scripts: neither Gradle 9 nor the Android plugin can be had from these registries.
-- D8, R8 and lint: likewise. There is no APK.
+- Gradle's scripts, D8, R8 and lint: neither Gradle 9 nor the Android plugin can be had from these
+  registries. The APK is dx's.
 - Types of arguments and results in API 36: the compiler saw API 23's; 36 was looked up by names
   and numbers of arguments.
-- ONNX Runtime 1.30.0 for Android: tested were the classes and the JNI library of 1.29.0's AAR over
-  the desktop's library of the version that the Python runtime uses.
+- ONNX Runtime 1.30.0, which Gradle takes: the APK and the tests have 1.29.0.
 - $executorch
 - The screens: their layouts were only drawn with CSS (checks/preview.py), never by Android.
 - Anything on an ARM processor, and Android's own kernel, memory killer, file picker and heat.

@@ -5,11 +5,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/select.h>
 #include <unistd.h>
 
 int *__errno(void) { return &errno; }
@@ -65,6 +67,7 @@ long _ysconf(int name) {
     switch (name) {
     case 39: case 40: return sysconf(_SC_PAGESIZE);
     case 96: case 97: return 1; /* processors */
+    case 143 ... 157: return 0; /* caches: what phones say too */
     default: fprintf(stderr, "sysconf(%d) is asked for\n", name); abort();
     }
 }
@@ -92,3 +95,17 @@ void __android_log_assert(const char *condition, const char *tag, const char *fo
 }
 void __gcov_dump(void) {}
 void __gcov_flush(void) {}
+
+/* Sets of files, for sockets that nothing here opens. */
+void __FD_SET_chk(int file, fd_set *set, size_t size) { FD_SET(file, set); }
+int __FD_ISSET_chk(int file, const fd_set *set, size_t size) { return FD_ISSET(file, set); }
+
+/* glibc's writes into the path that it is given. */
+char *_irname(const char *path) {
+    static __thread char copy[4096];
+    snprintf(copy, sizeof copy, "%s", path);
+    return dirname(copy);
+}
+
+/* Without a symbol's version glibc's loader takes the oldest, which wants a place for the result. */
+char *_ealpath(const char *path, char *resolved) { return realpath(path, resolved); }

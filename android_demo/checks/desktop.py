@@ -19,7 +19,7 @@ IGNORED = 0x6000000E
 ELSEWHERE = (b"libm.so", b"libdl.so", b"liblog.so", b"libandroid.so")
 OTHERS = {
     *(b"fflush", b"fprintf", b"fputc", b"fputs", b"fwrite", b"printf", b"putchar", b"vfprintf"),
-    *(b"open", b"stderr", b"stdout", b"sysconf"),
+    *(b"dirname", b"open", b"realpath", b"stderr", b"stdout", b"sysconf"),
 }
 
 

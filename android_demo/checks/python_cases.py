@@ -72,7 +72,8 @@ def main() -> None:
     write = partial(write, gate=None)
     write(TINY, out / "kv4h8", recipe=Recipe(kv_bits=4, kv_h_bits=8))
     with tempfile.TemporaryDirectory() as scratch:
-        write(with_template(Path(scratch) / "tiny"), out / "chat")
+        whole = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)  # no near ties
+        write(with_template(Path(scratch) / "tiny"), out / "chat", recipe=whole)
     names = ["kv16", "kv4", "kv4h8", "chat"]
     if importlib.util.find_spec("executorch"):
         write(TINY, out / "executorch", "executorch")
