@@ -42,7 +42,8 @@ TEXTS = {"empty": None, "status": "Answering…", "send": "Stop", "result":
          "tg64: 0.00 tok/s (5 runs)", "max_tokens": "256", "temperature": "0.7", "top_k": "0",
          "top_p": "0.95", "min_p": "0.0", "seed": "", "context": "2048", "threads": "0",
          "prompt_tokens": "128", "answer_tokens": "64", "repetitions": "5"}  # fmt: skip
-TITLES = {"chat": "HRM Edge", "models": "Models", "settings": "Settings", "benchmark": "Benchmark"}
+TITLES = {"chat": "HRM Edge", "models": "Models", "settings": "Settings", "benchmark": "Benchmark",
+          "about": "About"}  # fmt: skip
 SHOTS = [(360, 720, "light", 1.0), (360, 720, "dark", 1.0), (360, 720, "light", 2.0),
          (720, 360, "light", 1.0)]  # width, height, theme, font scale  # fmt: skip
 

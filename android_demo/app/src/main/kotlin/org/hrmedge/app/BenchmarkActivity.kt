@@ -1,14 +1,10 @@
 package org.hrmedge.app
 
-import android.app.Activity
-import android.content.Intent
 import android.view.View
 import android.widget.Button
 import android.widget.EditText
 import android.widget.ProgressBar
 import android.widget.TextView
-import android.widget.Toast
-import java.io.IOException
 import org.hrmedge.core.Memory
 import org.hrmedge.core.Report
 import org.hrmedge.core.mebibytes
@@ -24,11 +20,7 @@ class BenchmarkActivity : Screen(R.layout.benchmark) {
         for ((field, value) in DEFAULTS) view<EditText>(field).setText(value.toString())
         start.setOnClickListener { if (app.runner.state is State.Idle) measure() else app.runner.stop() }
         view<View>(R.id.share).setOnClickListener { shareText(report().table()) }
-        view<View>(R.id.save).setOnClickListener {
-            val create = Intent(Intent.ACTION_CREATE_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE)
-                .setType("application/json").putExtra(Intent.EXTRA_TITLE, "hrm-edge-benchmark.json")
-            startActivityForResult(create, SAVED)
-        }
+        view<View>(R.id.save).setOnClickListener { saveJson("hrm-edge-benchmark.json") }
     }
 
     override fun show(state: State) {
@@ -48,17 +40,7 @@ class BenchmarkActivity : Screen(R.layout.benchmark) {
         for (button in listOf(R.id.share, R.id.save)) view<View>(button).isEnabled = measured
     }
 
-    override fun onActivityResult(request: Int, result: Int, data: Intent?) {
-        val target = data?.data
-        if (request != SAVED || result != Activity.RESULT_OK || target == null) return
-        val message = try {
-            contentResolver.openOutputStream(target)!!.use { it.write(report().json().encodeToByteArray()) }
-            getString(R.string.saved)
-        } catch (error: IOException) {
-            getString(R.string.not_saved, error.message)
-        }
-        Toast.makeText(this, message, Toast.LENGTH_LONG).show()
-    }
+    override fun json(): String = report().json()
 
     private fun measure() {
         val (prompt, answer, repetitions) = DEFAULTS.map { (field, value) ->
@@ -71,15 +53,14 @@ class BenchmarkActivity : Screen(R.layout.benchmark) {
         val facts = linkedMapOf("device" to app.device.name, "model" to app.preferences.model)
         facts["threads"] = (app.preferences.threads.takeIf { it > 0 } ?: app.device.fastCores).toString()
         Memory.now()?.let { facts["memory"] = mebibytes(it.anonymous) }
-        app.device.thermalStatus()?.let { facts["thermal status"] = it }
-        return Report(facts, app.runner.measurements)
+        facts["plan"] = app.preferences.plan.ifEmpty { "all passes" }
+        return Report(facts + app.runner.condition, app.runner.measurements)
     }
 
     private fun thermal(): String? =
         app.device.thermalStatus()?.let { getString(R.string.thermal_status, it) }
 
     private companion object {
-        const val SAVED = 1
         val DEFAULTS = listOf(R.id.prompt_tokens to 128, R.id.answer_tokens to 64, R.id.repetitions to 5)
     }
 }

@@ -1,6 +1,9 @@
 package org.hrmedge.app
 
 import android.app.AlertDialog
+import android.content.ClipData
+import android.content.ClipboardManager
+import android.content.Context
 import android.content.Intent
 import android.view.LayoutInflater
 import android.view.Menu
@@ -12,11 +15,13 @@ import android.widget.Button
 import android.widget.EditText
 import android.widget.ListView
 import android.widget.TextView
+import android.widget.Toast
 import org.hrmedge.core.Exchange
 
 /** Question and answer: the conversation, what is being written, and a line to type in. */
 class ChatActivity : Screen(R.layout.chat) {
-    private val exchanges by lazy { Exchanges(layoutInflater, ::described) }
+    private val exchanges by lazy { Exchanges(layoutInflater, ::described, ::offer) }
+    private var changing = false // what is typed takes the place of the last question
     private val question by lazy { view<EditText>(R.id.question) }
     private val send by lazy { view<Button>(R.id.send) }
     private val status by lazy { view<TextView>(R.id.status) }
@@ -62,7 +67,9 @@ class ChatActivity : Screen(R.layout.chat) {
             R.id.settings -> open(SettingsActivity::class.java)
             R.id.benchmark -> open(BenchmarkActivity::class.java)
             R.id.share -> shareText(app.history.exchanges.joinToString("\n\n", transform = ::described))
+            R.id.save -> saveJson("hrm-edge-conversation.json")
             R.id.clear -> confirmClear()
+            R.id.about -> open(AboutActivity::class.java)
             else -> return super.onOptionsItemSelected(item)
         }
         return true
@@ -72,8 +79,43 @@ class ChatActivity : Screen(R.layout.chat) {
         val text = question.text.toString()
         if (text.isBlank()) return
         question.text.clear()
-        app.runner.ask(text)
+        if (changing) app.runner.again(text) else app.runner.ask(text)
+        changing = false
     }
+
+    /** What can be done with the exchange in [row]; more with the last one, when nothing goes on. */
+    private fun offer(row: Int) {
+        val exchange = exchanges.getItem(row)
+        val offers = linkedMapOf(
+            R.string.copy_answer to { copy(exchange.answer) },
+            R.string.copy_question to { copy(exchange.question) },
+        )
+        if (app.runner.state is State.Idle && row == exchanges.count - 1) {
+            offers[R.string.again] = { app.runner.again() }
+            offers[R.string.edit_question] = { change(exchange) }
+        }
+        val labels = offers.keys.map(::getString).toTypedArray()
+        AlertDialog.Builder(this)
+            .setItems(labels) { _, which -> offers.values.toList()[which]() }
+            .setNegativeButton(android.R.string.cancel, null)
+            .show()
+    }
+
+    private fun change(exchange: Exchange) {
+        changing = true
+        question.setText(exchange.question)
+        question.setSelection(question.text.length)
+        question.requestFocus()
+        tell(getString(R.string.changing))
+    }
+
+    private fun copy(text: String) {
+        val clipboard = getSystemService(Context.CLIPBOARD_SERVICE) as ClipboardManager
+        clipboard.setPrimaryClip(ClipData.newPlainText(getString(R.string.app_name), text))
+        Toast.makeText(this, R.string.copied, Toast.LENGTH_SHORT).show()
+    }
+
+    override fun json(): String = app.history.json()
 
     /** A screen reader speaks the status when it changes, so it only changes when it says more. */
     private fun tell(text: String) {
@@ -86,6 +128,7 @@ class ChatActivity : Screen(R.layout.chat) {
             .setNegativeButton(android.R.string.cancel, null)
             .setPositiveButton(R.string.new_conversation) { _, _ ->
                 app.history.clear()
+                changing = false
                 show(app.runner.state)
             }
             .show()
@@ -101,6 +144,7 @@ class ChatActivity : Screen(R.layout.chat) {
 private class Exchanges(
     private val inflater: LayoutInflater,
     private val describe: (Exchange) -> String,
+    private val offer: (Int) -> Unit,
 ) : BaseAdapter() {
     private var rows: List<Exchange> = emptyList()
 
@@ -124,6 +168,7 @@ private class Exchanges(
         (view.findViewById(R.id.asked) as TextView).text = row.question
         (view.findViewById(R.id.answered) as TextView).text = row.answer
         (view.findViewById(R.id.note) as TextView).text = row.note
+        (view.findViewById(R.id.more) as View).setOnClickListener { offer(position) }
         view.contentDescription = describe(row)
         return view
     }

@@ -2,12 +2,16 @@ package org.hrmedge.app
 
 import android.app.ActivityManager
 import android.content.Context
+import android.content.Intent
+import android.content.IntentFilter
+import android.os.BatteryManager
 import android.os.Build
 import android.os.PowerManager
 import android.os.SharedMemory
 import android.system.ErrnoException
 import java.io.File
 import java.nio.ByteBuffer
+import java.util.Locale
 import org.hrmedge.app.engine.CacheMemory
 import org.hrmedge.core.Problem
 import org.hrmedge.core.mebibytes
@@ -34,6 +38,25 @@ class Device(private val context: Context) {
         }
         val fastest = clocks.maxOrNull() ?: return@lazy cores
         clocks.count { 2 * it > fastest }
+    }
+
+    /** Battery and heat, each by its name and [moment], as far as the device tells. */
+    fun condition(moment: String): Map<String, String> {
+        val found = linkedMapOf<String, String>()
+        context.registerReceiver(null, IntentFilter(Intent.ACTION_BATTERY_CHANGED))?.let { battery ->
+            val level = battery.getIntExtra(BatteryManager.EXTRA_LEVEL, -1)
+            val scale = battery.getIntExtra(BatteryManager.EXTRA_SCALE, 100)
+            val tenths = battery.getIntExtra(BatteryManager.EXTRA_TEMPERATURE, 0)
+            val plugged = battery.getIntExtra(BatteryManager.EXTRA_PLUGGED, 0) != 0
+            val state = if (plugged) "plugged in" else "on battery"
+            found["battery $moment"] =
+                String.format(Locale.ROOT, "%d %%, %.1f °C, %s", 100 * level / scale, tenths / 10.0, state)
+        }
+        val manager = context.getSystemService(Context.BATTERY_SERVICE) as BatteryManager
+        val charge = manager.getIntProperty(BatteryManager.BATTERY_PROPERTY_CHARGE_COUNTER)
+        if (charge > 0) found["charge $moment"] = "${charge / 1000} mAh"
+        thermalStatus()?.let { found["thermal status $moment"] = it }
+        return found
     }
 
     /** How hot the device feels, in a word; null before Android 10. */

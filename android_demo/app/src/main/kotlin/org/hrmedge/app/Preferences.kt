@@ -2,6 +2,7 @@ package org.hrmedge.app
 
 import android.content.Context
 import android.content.SharedPreferences
+import org.hrmedge.core.Manifest
 import org.hrmedge.core.Settings
 
 /** What the user chose, kept over restarts. */
@@ -24,10 +25,10 @@ class Preferences(context: Context) {
         get() = stored.getInt("threads", 0)
         set(count) = stored.edit().putInt("threads", count).apply()
 
-    /** Whether to decode as the model's own measurements recommend, at a small loss. */
-    var fast: Boolean
-        get() = stored.getBoolean("fast", false)
-        set(on) = stored.edit().putBoolean("fast", on).apply()
+    /** Which of the model's measured plans an answer takes; "" is all passes and the whole cache. */
+    var plan: String
+        get() = stored.getString("plan", if (stored.getBoolean("fast", false)) Manifest.RECOMMENDED else "")!!
+        set(name) = stored.edit().putString("plan", name).apply()
 
     /** Whether earlier turns are sent along with a question. */
     var conversation: Boolean

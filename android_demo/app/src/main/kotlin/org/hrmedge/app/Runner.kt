@@ -50,6 +50,10 @@ class Runner(private val app: HrmEdgeApp) {
     var measurements: List<Measurement> = emptyList()
         private set
 
+    /** Battery and heat before and after it. */
+    var condition: Map<String, String> = emptyMap()
+        private set
+
     /** Calls [listener] with the state, now and at each change. */
     fun listen(listener: (State) -> Unit) {
         listeners.add(listener)
@@ -82,6 +86,13 @@ class Runner(private val app: HrmEdgeApp) {
         note
     }
 
+    /** Takes the last exchange back and answers its question anew, or [changed]. */
+    fun again(changed: String? = null) {
+        if (state !is State.Idle) return
+        val last = app.history.removeLast() ?: return
+        ask(changed ?: last.question)
+    }
+
     /** Measures the chosen model. */
     fun measure(prefill: Int, decode: Int, repetitions: Int) = begin { stop ->
         val engine = engine()
@@ -89,8 +100,13 @@ class Runner(private val app: HrmEdgeApp) {
         val benchmark = Benchmark(session, engine.manifest.architecture.vocabSize)
         val what = app.getString(R.string.measuring)
         show(State.Working(what, 0.0))
+        val before = app.device.condition("before")
         val found = benchmark.run(prefill, decode, repetitions, stop) { show(State.Working(what, it)) }
-        main.post { measurements = found }
+        val after = app.device.condition("after")
+        main.post {
+            measurements = found
+            condition = before + after
+        }
         app.getString(R.string.measured)
     }
 
@@ -133,10 +149,10 @@ class Runner(private val app: HrmEdgeApp) {
     private fun engine(): Engine {
         val preferences = app.preferences
         val threads = preferences.threads.takeIf { it > 0 } ?: app.device.fastCores
-        val wanted = listOf(preferences.model, preferences.context, threads, preferences.fast)
+        val wanted = listOf(preferences.model, preferences.context, threads, preferences.plan)
         engine?.let { (loadedFor, loaded) -> if (loadedFor == wanted) return loaded }
         unload()
-        val limits = Limits(preferences.context, threads, app.device.availableMemory, preferences.fast)
+        val limits = Limits(preferences.context, threads, app.device.availableMemory, preferences.plan)
         val opened = openEngine(app.models.open(preferences.model), limits, app.device.cacheMemory())
         engine = wanted to opened
         return opened

@@ -1,16 +1,27 @@
 package org.hrmedge.app
 
+import android.app.AlertDialog
+import android.widget.Button
 import android.widget.CheckBox
 import android.widget.EditText
 import android.widget.LinearLayout
 import android.widget.Switch
 import android.widget.Toast
+import kotlin.math.roundToInt
+import org.hrmedge.core.Manifest
 import org.hrmedge.core.Problem
 import org.hrmedge.core.Settings
 
 /** How to answer. What is typed is kept when the screen is left, if it makes sense. */
 class SettingsActivity : Screen(R.layout.settings) {
     private val boxes = LinkedHashMap<String, CheckBox>()
+    private val manifest: Manifest? by lazy {
+        try {
+            app.models.open(app.preferences.model).manifest
+        } catch (_: Problem) {
+            null
+        }
+    }
 
     override fun prepare() {
         val settings = app.preferences.settings
@@ -32,7 +43,9 @@ class SettingsActivity : Screen(R.layout.settings) {
         fill(R.id.seed, settings.seed ?: "")
         fill(R.id.context, app.preferences.context)
         fill(R.id.threads, app.preferences.threads)
-        view<Switch>(R.id.fast).isChecked = app.preferences.fast
+        val plan = view<Button>(R.id.plan)
+        plan.text = planLabel(app.preferences.plan)
+        plan.setOnClickListener { choosePlan(plan) }
         view<Switch>(R.id.conversation).isChecked = app.preferences.conversation
     }
 
@@ -43,12 +56,36 @@ class SettingsActivity : Screen(R.layout.settings) {
         super.onPause()
     }
 
-    /** Those of the chosen model, or the usual ones where it cannot be read. */
-    private fun conditions(): Collection<String> = try {
-        app.models.open(app.preferences.model).manifest.prompt.conditions.keys
-    } catch (_: Problem) {
-        listOf("direct", "cot", "noisy", "synth")
+    /** Takes effect at once, unlike what is typed: the list says what it costs. */
+    private fun choosePlan(button: Button) {
+        val names = listOf("") + listOfNotNull(manifest?.fast?.let { Manifest.RECOMMENDED }) +
+            manifest?.plans.orEmpty().map { it.name }
+        val labels = names.map(::planLabel).toTypedArray()
+        AlertDialog.Builder(this)
+            .setTitle(R.string.plan)
+            .setSingleChoiceItems(labels, names.indexOf(app.preferences.plan)) { dialog, which ->
+                app.preferences.plan = names[which]
+                button.text = labels[which]
+                dialog.dismiss()
+            }
+            .setNegativeButton(android.R.string.cancel, null)
+            .show()
     }
+
+    private fun planLabel(name: String): String {
+        val chosen = manifest?.decoding(name)
+        val plan = manifest?.plans?.find { it.name == name || (name == Manifest.RECOMMENDED && it.decoding == chosen) }
+            ?: return getString(R.string.plan_full)
+        fun percent(share: Double) = (100 * share).roundToInt()
+        val price = getString(
+            R.string.plan_price, plan.name, percent(plan.work), percent(plan.memory), percent(plan.sameAnswers),
+        )
+        return if (name == Manifest.RECOMMENDED) getString(R.string.plan_recommended, price) else price
+    }
+
+    /** Those of the chosen model, or the usual ones where it cannot be read. */
+    private fun conditions(): Collection<String> =
+        manifest?.prompt?.conditions?.keys ?: listOf("direct", "cot", "noisy", "synth")
 
     private fun save() = try {
         app.preferences.settings = Settings(
@@ -62,7 +99,6 @@ class SettingsActivity : Screen(R.layout.settings) {
         )
         app.preferences.context = whole(R.id.context).coerceAtLeast(2)
         app.preferences.threads = whole(R.id.threads)
-        app.preferences.fast = view<Switch>(R.id.fast).isChecked
         app.preferences.conversation = view<Switch>(R.id.conversation).isChecked
     } catch (problem: Problem) {
         Toast.makeText(this, problem.message, Toast.LENGTH_LONG).show()

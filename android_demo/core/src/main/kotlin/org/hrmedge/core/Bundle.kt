@@ -43,9 +43,17 @@ data class Manifest(
     val files: Map<String, BundleFile>,
     /** What the export's own measurements recommend for speed; null where they were not made. */
     val fast: Decoding? = null,
+    /** All that the export measured, [fast] among them. */
+    val plans: List<MeasuredPlan> = emptyList(),
 ) {
     /** Bytes of all files together. */
     val size: Long get() = files.values.sumOf { it.size }
+
+    /** The decoding of the plan [name], [RECOMMENDED] or a measured one's; the full one otherwise. */
+    fun decoding(name: String): Decoding = when (name) {
+        RECOMMENDED -> fast
+        else -> plans.find { it.name == name }?.decoding
+    } ?: Decoding()
 
     /** This bundle with the cache that [decoding] takes. Throws [Problem] if it cannot be shared. */
     fun with(decoding: Decoding): Manifest {
@@ -59,6 +67,7 @@ data class Manifest(
 
     companion object {
         const val NAME = "manifest.json"
+        const val RECOMMENDED = "recommended"
         private const val FORMAT_VERSION = 1
 
         /** Reads the text of a manifest. Throws [Problem] if it is odd or of a later version. */
@@ -107,10 +116,22 @@ data class Manifest(
                     val file = files.getJSONObject(name)
                     BundleFile(file.getLong("size"), file.getString("sha256"))
                 },
-                fast = raw.optJSONObject("quality")?.optJSONObject("fast")
-                    ?.getJSONObject("recommended")?.let(::decoding),
+                fast = measured(raw)?.getJSONObject("recommended")?.let(::decoding),
+                plans = measured(raw)?.optJSONArray("plans").let { plans ->
+                    (0 until (plans?.length() ?: 0)).map { plan(plans!!.getJSONObject(it)) }
+                },
             )
         }
+
+        private fun measured(raw: JSONObject): JSONObject? =
+            raw.optJSONObject("quality")?.optJSONObject("fast")
+
+        private fun plan(raw: JSONObject) = MeasuredPlan(
+            decoding(raw),
+            work = raw.getDouble("work"),
+            memory = raw.getDouble("memory"),
+            sameAnswers = raw.getDouble("same_answers"),
+        )
 
         private fun decoding(raw: JSONObject): Decoding {
             val share = raw.getString("kv_share")

@@ -25,6 +25,15 @@ class History(private val file: File) {
         save()
     }
 
+    /** Takes the newest exchange out and saves; null where there is none. */
+    fun removeLast(): Exchange? {
+        if (kept.isEmpty()) return null
+        return kept.removeAt(kept.size - 1).also { save() }
+    }
+
+    /** The conversation as it is saved, for people and programs to read. */
+    fun json(): String = rows().toString(2)
+
     /** Forgets everything. */
     fun clear() {
         kept.clear()
@@ -48,7 +57,7 @@ class History(private val file: File) {
         emptyList()
     }
 
-    private fun save() {
+    private fun rows(): JSONArray {
         val rows = JSONArray()
         for (exchange in kept) {
             rows.put(
@@ -59,8 +68,12 @@ class History(private val file: File) {
                     .put("time", exchange.time),
             )
         }
+        return rows
+    }
+
+    private fun save() {
         val partial = File(file.path + ".partial")
-        partial.writeText(rows.toString())
+        partial.writeText(rows().toString())
         partial.renameTo(file)
     }
 }

@@ -6,6 +6,21 @@ enum class Share { NONE, CYCLE, STACK }
 /** How an answer's tokens are read: so many L passes in each H cycle (null: all), and shared slots. */
 data class Decoding(val lCycles: List<Int>? = null, val share: Share = Share.NONE)
 
+/** A [decoding] that was measured at export: shares of 1, beside all passes and a slot for each. */
+data class MeasuredPlan(
+    val decoding: Decoding,
+    /** Of the passes, for an answer's token. */
+    val work: Double,
+    /** Of the cache. */
+    val memory: Double,
+    /** Answers that stay the same. */
+    val sameAnswers: Double,
+) {
+    /** What it goes by: "2,2 cycle". */
+    val name: String
+        get() = "${decoding.lCycles?.joinToString(",") ?: "all"} ${decoding.share.name.lowercase()}"
+}
+
 /** [hCycles] times [lCycles] passes of the stack L and one of H, with [layers] a stack. */
 data class Recurrence(val hCycles: Int, val lCycles: Int, val layers: Int) {
     private val passes get() = hCycles * (lCycles + 1)

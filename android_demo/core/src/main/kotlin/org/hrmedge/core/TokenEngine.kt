@@ -56,19 +56,17 @@ class TokenEngine(
         } finally {
             session.resume()
         }
-        text.flush()
         return Answer(text.toString(), loop.tokens, finish, clock.stats(loop))
     }
 
     override fun close() = session.close()
 }
 
+/** The answer's whole characters; one whose bytes do not all come is left out, as in Python. */
 private class StreamedText(private val stream: TextStream, private val onText: (String) -> Unit) {
     private val all = StringBuilder()
 
     fun push(token: Int) = add(stream.push(token))
-
-    fun flush() = add(stream.flush())
 
     private fun add(text: String) {
         if (text.isEmpty()) return

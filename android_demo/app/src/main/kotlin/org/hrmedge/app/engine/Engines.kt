@@ -2,7 +2,6 @@ package org.hrmedge.app.engine
 
 import java.io.File
 import org.hrmedge.core.Bundle
-import org.hrmedge.core.Decoding
 import org.hrmedge.core.Engine
 import org.hrmedge.core.Problem
 import org.hrmedge.core.TokenEngine
@@ -23,8 +22,8 @@ data class Limits(
     val context: Int,
     val threads: Int,
     val memory: Long,
-    /** Take what the bundle recommends for speed, if it does. */
-    val fast: Boolean = false,
+    /** A plan that the bundle's export measured, by its name; any other text means all passes. */
+    val plan: String = "",
 )
 
 /**
@@ -33,7 +32,7 @@ data class Limits(
  * The context is shortened to what fits into the memory that is available.
  */
 fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
-    val decoding = bundle.manifest.fast.takeIf { limits.fast } ?: Decoding()
+    val decoding = bundle.manifest.decoding(limits.plan)
     val manifest = bundle.manifest.with(decoding)
     val wanted = minOf(limits.context, manifest.maxSeqLen)
     return when (manifest.target) {

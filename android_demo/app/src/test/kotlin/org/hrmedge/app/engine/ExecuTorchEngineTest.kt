@@ -34,6 +34,18 @@ class ExecuTorchEngineTest {
         }
     }
 
+    /** Whole ones: half a character stays in the runner for good, which the engine finds and says. */
+    @Test
+    fun charactersThatComeByteByByteAreShownWhole() =
+        openEngine(TestFiles.bundle("bytes-executorch"), limits) { error("") }.use { engine ->
+            for (case in TestFiles.answers("bytes").take(3)) {
+                val pieces = ArrayList<String>()
+                val answer = engine.answer(case.getString("prompt"), Settings(maxTokens = 64), Stop()) { pieces.add(it) }
+                assertEquals(case.getString("text") to Finish.END, answer.text to answer.finish)
+                assertTrue(pieces.none { '\uFFFD' in it }, "$pieces")
+            }
+        }
+
     @Test
     fun anAnswerEndsWhereItShall() = engine().use { engine ->
         val question = "Sort these numbers in ascending order: 75, 4, 40, 96"

@@ -78,10 +78,15 @@ class OnnxEngineTest {
         assertTrue(fast != Decoding(listOf(3, 3), Share.NONE), "$fast")
         val question = TestFiles.golden.getJSONArray("vectors").getJSONObject(0).getString("prompt")
         val named = engine(bundle, decoding = fast).use { it.ask(question).tokens }
-        val limits = Limits(context = 256, threads = 1, memory = Long.MAX_VALUE, fast = true)
+        val limits = Limits(context = 256, threads = 1, memory = Long.MAX_VALUE, plan = Manifest.RECOMMENDED)
         openEngine(bundle, limits, heap).use {
             assertEquals(named, it.answer(question, Settings(), Stop()) {}.tokens)
         }
+        val plans = bundle.manifest.plans
+        assertEquals(plans.size, plans.map { it.name }.toSet().size)
+        assertEquals(fast, plans.single { it.decoding == fast }.let { bundle.manifest.decoding(it.name) })
+        assertEquals(Decoding(), bundle.manifest.decoding("a plan of another model"))
+        assertTrue(plans.all { it.work in 0.1..1.0 && it.memory in 0.1..1.0 && it.sameAnswers in 0.0..1.0 })
     }
 
     @Test
@@ -111,6 +116,23 @@ class OnnxEngineTest {
                     val answer = engine.ask(case.getString("prompt"), Settings(conditions, maxTokens = 64))
                     assertEquals(case.getJSONArray("tokens").ints().toList(), answer.tokens, "$name: $case")
                 }
+            }
+        }
+    }
+
+    /** No token is a whole character here, and some answers end within one. */
+    @Test
+    fun charactersThatComeByteByByteAreShownWhole() {
+        val cases = TestFiles.answers("bytes")
+        assertEquals(listOf("😀", "日本", "😀😀"), cases.take(3).map { it.getString("text") })
+        engine(TestFiles.bundle("bytes")).use { engine ->
+            for (case in cases) {
+                val pieces = ArrayList<String>()
+                val answer = engine.answer(case.getString("prompt"), Settings(maxTokens = 64), Stop()) { pieces.add(it) }
+                assertEquals(case.getString("text"), answer.text)
+                assertEquals(answer.text, pieces.joinToString(""))
+                assertTrue(pieces.none { '\uFFFD' in it }, "$pieces")
+                assertTrue(pieces.none { it.isNotEmpty() && it.last().isHighSurrogate() }, "$pieces")
             }
         }
     }
