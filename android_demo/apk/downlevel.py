@@ -16,7 +16,22 @@ from pathlib import Path
 
 JAVA_13 = 57
 PRIVATE, STATIC, FINAL, INTERFACE, ABSTRACT = 0x0002, 0x0008, 0x0010, 0x0200, 0x0400
-SIZES = {7: 2, 8: 2, 16: 2, 19: 2, 20: 2, 15: 3, 3: 4, 4: 4, 9: 4, 10: 4, 11: 4, 12: 4, 17: 4, 18: 4}
+SIZES = {
+    7: 2,
+    8: 2,
+    16: 2,
+    19: 2,
+    20: 2,
+    15: 3,
+    3: 4,
+    4: 4,
+    9: 4,
+    10: 4,
+    11: 4,
+    12: 4,
+    17: 4,
+    18: 4,
+}
 UTF8, LONG, DOUBLE = 1, 5, 6
 Method = tuple[str, str]  # name and descriptor
 

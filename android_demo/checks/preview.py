@@ -30,6 +30,12 @@ ROWS = {
         ("exchange", {"asked": "Sort these numbers in ascending order: 75, 4, 40, 96",
                       "answered": "['4', '40', '75', '96']", "note": ""}),
     ],
+    "notices": [
+        ("notice", {"": "HRM Edge 0.1.0, arm64-v8a. Nothing leaves this device. What it contains, and under "
+                          "which licences:"}),
+        ("notice", {"": "ONNX RUNTIME"}),
+        ("notice", {"": "MIT License"}),
+    ],
     "models": [
         ("model", {"name": "hrm-tiny, chosen", "facts": "onnx, 4-bit weights, 8-bit cache, 1 MiB",
                    "fit": "Room for 512 of 512 tokens now.", "delete": None}),
