@@ -2,11 +2,11 @@
 
 python apk/downlevel.py IN.jar OUT.jar
 
-From Java 11 on a class may reach the private members of the classes nested with it, and calls its own
-private methods as it calls others. Android learned that with version 14. So what was private is given
-to the package here, its methods final, so that none overrides another; the file's version becomes 13's,
-which ProGuard reads and, with -target 1.7, turns into 7's, lambdas included. Layout: The Java Virtual
-Machine Specification, chapter 4.
+From Java 11 on a class may reach the private members of the classes nested with it, and calls its
+own private methods as it calls others; Android 8 knows neither. So what was private is given to the
+package here, its methods final, so that none overrides another; the file's version becomes 13's,
+which ProGuard reads and, with -target 1.7, turns into 7's, lambdas included. Layout: The Java
+Virtual Machine Specification, chapter 4.
 """
 
 import struct

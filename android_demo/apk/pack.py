@@ -2,9 +2,10 @@
 
 python apk/pack.py OUT.apk RESOURCES.apk FOLDER...
 
-RESOURCES is what aapt2 linked; the files of each FOLDER go in by their paths. What Android maps into
-memory stays uncompressed: the libraries, on borders of 16 KiB (Android 15 and later ask for it), and
-resources.arsc on one of 4 bytes. Each says its border in the extra field 0xd935, which apksigner heeds.
+RESOURCES is what aapt2 linked; the files of each FOLDER go in by their paths. What Android maps
+into memory stays uncompressed: the libraries, on borders of 16 KiB (Android 15 and later ask for
+it), and resources.arsc on one of 4 bytes. Each says its border in the extra field 0xd935, which
+apksigner heeds.
 """
 
 import struct

@@ -2,9 +2,10 @@
 
 python apk/verify.py APP.apk CLASSES
 
-CLASSES holds the app's compiled classes. Checked are: the classes that manifest and layouts name and
-the methods that the compiler made, both against the dex; the libraries that the code loads and that
-those ask for; and where parts lie in the file (16 KiB for libraries, which Android 15 and later map).
+CLASSES holds the app's compiled classes. Checked are: the classes that manifest and layouts name
+and the methods that the compiler made, both against the dex; the libraries that the code loads and
+that those ask for; and where parts lie in the file (16 KiB for libraries, which Android 15 and
+later map).
 Needs aapt2, dexdump and readelf.
 """
 
