@@ -40,7 +40,7 @@ pack() { # package, file, members to unpack
     [ -d "$tools/${2%.tgz}" ] && return
     local scratch
     scratch=$(mktemp -d -p "$tools")
-    (cd "$scratch" && npm pack --silent "$1" >/dev/null 2>&1 && mv ./*.tgz "$2")
+    (cd "$scratch" && { npm pack "$1" >npm.log 2>&1 || { cat npm.log >&2; exit 1; }; } && mv ./*.tgz "$2")
     (cd "$scratch" && grep " $2$" <<<"$SHA256" | sha256sum --check --quiet)
     mkdir "$scratch/unpacked"
     tar xzf "$scratch/$2" -C "$scratch/unpacked" --strip-components 1 "${@:3}"
