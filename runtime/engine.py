@@ -37,7 +37,7 @@ from .speculation import (
     Verifier,
     lookups,
 )
-from .stopping import StopText
+from .stopping import Ending
 
 __all__ = [
     "Cancelled",
@@ -81,7 +81,7 @@ class Piece:
 
     The text is "" inside a character and while it may become a stop string. `logprob` and
     `top_logprobs` ((token, logprob), likeliest first) are there if asked for. The last piece alone
-    has a finish_reason, "stop" or "length", and stats.
+    has a finish_reason, "stop", "length" or "repetition" (see stopping.py), and stats.
     """
 
     text: str
@@ -187,7 +187,8 @@ class Model:
             tally=Tally(),
         )
         self.session.plan(s.l_cycles)  # refuses what it cannot run
-        return self._pieces(list(ids), verifier, StopText(s.stops), s.l_cycles)
+        ending = Ending(self.manifest.eos_token_ids, s.stops, limit, s.loop_limit)
+        return self._pieces(list(ids), verifier, ending, s.l_cycles)
 
     def encode(self, prompt: str, condition: str) -> list[int]:
         """The prefix of `prompt` in tokens. Raises HRMEdgeError if no token of an answer fits."""
@@ -246,7 +247,7 @@ class Model:
         return found
 
     def _pieces(
-        self, ids: list[int], verifier: Verifier, stop: StopText, l_cycles: Sequence[int] | None
+        self, ids: list[int], verifier: Verifier, ending: Ending, l_cycles: Sequence[int] | None
     ) -> Iterator[Piece]:
         self._answer += 1
         mine = self._answer
@@ -256,13 +257,10 @@ class Model:
         clock.prefilled()
         for choice in verifier.run(logits):
             clock.sampled()
-            ended = choice.token in verifier.ends
-            text, found = stop.push("" if ended else decoder.push(choice.token))
-            if ended or found or clock.tokens == verifier.limit:
-                reason = "stop" if ended or found else "length"
-                yield _piece(text + stop.flush(), choice, reason, clock.stats(verifier.tally))
+            text, reason = ending.push(choice.token, decoder.push)
+            yield _piece(text, choice, reason, clock.stats(verifier.tally) if reason else None)
+            if reason:
                 return
-            yield _piece(text, choice)
             if mine != self._answer:
                 raise HRMEdgeError("another answer was begun with this model; this one has ended")
 

@@ -15,6 +15,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import parse_conditions
 
 MOST_STOPS = 16
+LOOP = 8  # repetitions that are taken for a loop in greedy answers
 CONSTRAINTS = ("json_schema", "regex", "grammar")
 
 
@@ -59,6 +60,7 @@ class Options(TypedDict, total=False):
 
     condition: str
     max_tokens: int
+    max_repeats: int | None
     temperature: float
     top_k: int
     top_p: float
@@ -87,6 +89,15 @@ class Settings:
     max_tokens: Annotated[
         int, Option("Most tokens of an answer; the context may hold fewer.", low=1)
     ] = 256
+    max_repeats: Annotated[
+        int | None,
+        Option(
+            f"End an answer that repeats a block of tokens so often; {LOOP} if greedy, else off.",
+            0,
+            1000,
+            means="0: off",
+        ),
+    ] = None
     temperature: Annotated[float, Option("How far draws spread.", 0, 100, means="0: greedy")] = 0.0
     top_k: Annotated[int, Option("Keep this many likeliest tokens.", low=0, means="0: off")] = 0
     top_p: Annotated[
@@ -167,6 +178,13 @@ class Settings:
                 known = ", ".join(TABLE)
                 raise HRMEdgeError(f"unknown option {name!r}; known are {known}", name)
         return cls(**options)
+
+    @property
+    def loop_limit(self) -> int:
+        """How often a block may stand in a row before the answer ends; 0: as often as it likes."""
+        if self.max_repeats is None:
+            return LOOP if self.temperature == 0 else 0
+        return self.max_repeats
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -1,6 +1,59 @@
-"""Stop strings: text that may still become one is held back, so that none is ever shown."""
+"""Where an answer ends: an end token, a stop string, the limit, or a loop that it does not leave.
 
-from collections.abc import Sequence
+Text that may still become a stop string is held back, so that none is ever shown.
+"""
+
+from collections.abc import Callable, Container, Sequence
+
+LONGEST_PERIOD = 64  # tokens of what is repeated
+LEAST_REPEATED = 128  # tokens that repetitions have to fill: a ruled line is no loop
+
+
+class Ending:
+    """Follows one answer, token by token."""
+
+    def __init__(
+        self, ends: Container[int], stops: Sequence[str], limit: int, repeats: int
+    ) -> None:
+        self._ends, self._stop, self._limit = ends, StopText(stops), limit
+        self._loop = Repetition(repeats) if repeats else None
+        self._count = 0
+
+    def push(self, token: int, decode: Callable[[int], str]) -> tuple[str, str | None]:
+        """What of the text can be shown now, and why the answer ends with `token`, if it does."""
+        self._count += 1
+        ended = token in self._ends
+        text, found = self._stop.push("" if ended else decode(token))
+        if ended or found:
+            reason = "stop"
+        elif self._loop is not None and self._loop.push(token):
+            reason = "repetition"
+        elif self._count == self._limit:
+            reason = "length"
+        else:
+            return text, None
+        return text + self._stop.flush(), reason
+
+
+class Repetition:
+    """Finds the end of a list of tokens that is one block over and over.
+
+    It is a loop when a block of at most LONGEST_PERIOD tokens stands there `repeats` times in a
+    row, and the repetitions fill at least LEAST_REPEATED tokens.
+    """
+
+    def __init__(self, repeats: int) -> None:
+        self._last: list[int] = []  # at most LONGEST_PERIOD tokens
+        self._same = [0] * (LONGEST_PERIOD + 1)  # by period: tokens in a row like those before
+        self._needed = [max((repeats - 1) * p, LEAST_REPEATED - p) for p in range(len(self._same))]
+
+    def push(self, token: int) -> bool:
+        """Whether `token` makes a loop whole."""
+        for period in range(1, len(self._last) + 1):
+            same = self._last[-period] == token
+            self._same[period] = self._same[period] + 1 if same else 0
+        self._last = [*self._last[-LONGEST_PERIOD + 1 :], token]
+        return any(map(int.__ge__, self._same[1:], self._needed[1:]))
 
 
 class StopText:

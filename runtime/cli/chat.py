@@ -102,6 +102,8 @@ def _answer(model: "Model", asked: list, options: "Options") -> tuple[str, "Stat
     click.echo()
     if figures is not None and reason == "length":
         click.echo("(The answer was cut; /set max_tokens allows more.)", err=True)
+    if figures is not None and reason == "repetition":
+        click.echo("(It repeats itself and was ended; /set max_repeats 0 lets it go on.)", err=True)
     return answer, figures
 
 

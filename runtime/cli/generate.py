@@ -69,7 +69,7 @@ def command(
         model.save_prefix(prompt_cache)
     if stats:
         click.echo(describe(done.stats), err=True)
-    if done.finish_reason == "length" and not as_json:
+    if done.finish_reason != "stop" and not as_json:
         _tell_cut(model, done, options)
 
 
@@ -80,6 +80,8 @@ def _tell_cut(model: "Model", done: "Completion", options: "Options") -> None:
     if done.stats.prompt_tokens + count >= limit:
         more = f"a shorter prompt or --max-context beyond {limit}"
     told = f"cut after {count} tokens; {more} leaves room for more"
+    if done.finish_reason == "repetition":
+        told = f"ended after {count} tokens, as it repeats itself; --max-repeats 0 lets it go on"
     if any(options.get(name) is not None for name in ("json_schema", "regex", "grammar")):
         raise HRMEdgeError(f"the answer is not what was asked for: it was {told}")
     click.echo(f"(The answer was {told}.)", err=True)

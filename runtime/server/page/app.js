@@ -195,6 +195,7 @@ function finish(message, stats) {
     `first after ${stats.ttft < 1 ? `${Math.ceil(stats.ttft * 1000)} ms` : `${stats.ttft.toFixed(1)} s`}`,
     ...(message.speed ? [message.speed] : []),
     ...(message.end === "length" ? ["cut at the longest answer"] : []),
+    ...(stats.finish_reason === "repetition" ? ["ended, as it repeats itself"] : []),
   ].join(" · ");
 }
 function ask() {

@@ -56,13 +56,13 @@ class Reply:
             return []
         shown: dict[str, Any] = {"index": index, "logprobs": logprobs}
         if not self.ask.chat:
-            text = {"text": piece.text, "finish_reason": piece.finish_reason}
+            text = {"text": piece.text, "finish_reason": _openais(piece.finish_reason)}
             return [self._chunk(shown | text) | _figures(choice)]
         found = []
         if piece.text or logprobs:
             found.append(self._chunk(shown | {"delta": {"content": piece.text}}))
         if piece.finish_reason:
-            last = {"index": index, "delta": {}, "finish_reason": piece.finish_reason}
+            last = {"index": index, "delta": {}, "finish_reason": _openais(piece.finish_reason)}
             found.append(self._chunk(last) | _figures(choice))
         return found
 
@@ -99,7 +99,7 @@ class Reply:
         shown = {
             "index": index,
             "logprobs": self._logprobs(choice.pieces),
-            "finish_reason": choice.finish_reason,
+            "finish_reason": _openais(choice.finish_reason),
         }
         if not self.ask.chat:
             return shown | {"text": choice.text}
@@ -115,6 +115,13 @@ class Reply:
         return text_logprobs(shown, self.names, offset)
 
 
+def _openais(reason: str | None) -> str | None:
+    """OpenAI's clients know no "repetition"."""
+    return "stop" if reason == "repetition" else reason
+
+
 def _figures(choice: Choice) -> dict[str, Any]:
-    """Extension: times and memory of the answer, see Stats."""
-    return {"hrm_edge": asdict(choice.stats)} if choice.stats else {}
+    """Extension: times and memory of the answer, see Stats, and why it ended."""
+    if not choice.stats:
+        return {}
+    return {"hrm_edge": asdict(choice.stats) | {"finish_reason": choice.finish_reason}}
