@@ -20,6 +20,7 @@ const OWN = [
   "plan.mjs",
   "sampling.mjs",
   "session.mjs",
+  "stopping.mjs",
 ];
 const VENDOR = [
   "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",

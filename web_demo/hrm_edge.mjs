@@ -10,6 +10,7 @@ import { openBundle } from "./bundle.mjs";
 import { HRMEdgeError } from "./errors.mjs";
 import { makeSampler } from "./sampling.mjs";
 import { Session } from "./session.mjs";
+import { Repetition } from "./stopping.mjs";
 
 export { fetchedSource, pickedSource, readManifest } from "./bundle.mjs";
 export { HRMEdgeError } from "./errors.mjs";
@@ -92,8 +93,8 @@ export class Model {
   }
 
   /**
-   * Yield the answer token by token: {token, text}, the last one with `finish_reason` ("stop" or
-   * "length") and `stats` (seconds and tokens a second). `text` is "" inside a character. Rejects
+   * Yield the answer token by token: {token, text}, the last one with `finish_reason` ("stop",
+   * "length", or "repetition" where a greedy answer is in a loop) and `stats` (seconds and tokens a second). `text` is "" inside a character. Rejects
    * with an HRMEdgeError for bad options. Leaving the loop ends the answer.
    */
   async *stream(prompt, options = {}) {
@@ -101,6 +102,7 @@ export class Model {
     const ids = this.encode(prompt, settings.condition);
     const limit = Math.min(settings.max_tokens, this.manifest.max_seq_len - ids.length);
     const sample = makeSampler(settings);
+    const loop = settings.temperature === 0 ? new Repetition() : null;
     const clock = { start: now(), prompt: ids.length, tokens: 0 };
     let logits = await this.session.prefill(ids, ids.length + limit);
     clock.ready = now();
@@ -115,8 +117,9 @@ export class Model {
       if (text.endsWith("\ufffd"))
         text = ""; // a character's bytes are not all there yet
       else pending = [];
-      if (ended || clock.tokens === limit) {
-        const finish_reason = ended ? "stop" : "length";
+      const looped = loop?.push(token);
+      if (ended || looped || clock.tokens === limit) {
+        const finish_reason = ended ? "stop" : looped ? "repetition" : "length";
         yield { token, text, finish_reason, stats: stats(clock) };
         return;
       }

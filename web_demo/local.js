@@ -71,7 +71,7 @@
 
   const chunk = ({ text, finish_reason = null, stats }) => ({
     choices: [{ index: 0, delta: text ? { content: text } : {}, finish_reason }],
-    ...(stats && { hrm_edge: { ...stats, anonymous_memory: held } }),
+    ...(stats && { hrm_edge: { ...stats, finish_reason, anonymous_memory: held } }),
   });
 
   function answer(body, signal) {

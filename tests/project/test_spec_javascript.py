@@ -60,6 +60,13 @@ await each("stopping", spec("stopping").cases, async (item) => {
   assert.deepEqual(answer.tokens, item.tokens);
   assert.equal(answer.finish_reason, item.finish_reason);
 });
+const { Repetition } = await import(process.argv[1] + "/web_demo/stopping.mjs");
+await each("repetition", spec("stopping").repetition.cases, ({ before, block, tokens }) => {
+  const drawn = [...before, ...Array(Math.floor(2000 / block.length)).fill(block).flat()];
+  const loop = new Repetition();
+  const at = drawn.findIndex((token) => loop.push(token));
+  assert.equal(at < 0 ? null : at + 1, tokens);
+});
 const { planOf, sharedSlots } = await import(process.argv[1] + "/web_demo/plan.mjs");
 const plan = spec("plan");
 await each("plan", plan.cases, ({ model, l_cycles, passes, kv_share, slots }) => {
@@ -83,4 +90,6 @@ def test_the_web_page_does_what_the_spec_says() -> None:
         spec = json.loads((ROOT / "spec" / f"{name}.json").read_text(encoding="utf-8"))
         lists = (spec.get(key, []) for key in ("taken", "refused", "greedy", "cases"))
         expected[name] = sum(map(len, lists))
+        if name == "stopping":
+            expected["repetition"] = len(spec["repetition"]["cases"])
     assert json.loads(done.stdout) == expected

@@ -17,6 +17,7 @@ from hrm_edge.runtime.sampling import candidates, make_chooser, make_sampler
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.settings import Options, Settings
 from hrm_edge.runtime.speculation import Experience, Pace, PromptLookup, Verifier
+from hrm_edge.runtime.stopping import Ending
 
 SPEC = Path(__file__).parents[2] / "spec"
 
@@ -93,6 +94,14 @@ def test_stopping() -> None:
         tokens = [choice.token for choice in verifier.run(session.logits())]
         assert tokens == case["tokens"]
         assert (tokens[-1] in case["ends"]) == (case["finish_reason"] == "stop")
+
+
+def test_repetition() -> None:
+    for case in read("stopping")["repetition"]["cases"]:
+        drawn = case["before"] + case["block"] * (2000 // len(case["block"]))
+        ending = Ending((), (), 10**6, Settings().loop_limit)
+        ends = (i + 1 for i, t in enumerate(drawn) if ending.push(t, str)[1] == "repetition")
+        assert next(ends, None) == case["tokens"]
 
 
 def test_fit(tmp_path: Path) -> None:

@@ -82,11 +82,12 @@ def test_a_table_of_equal_rows_goes_on_below_the_limit() -> None:
 
 def test_greedy_answers_leave_a_loop_and_drawn_ones_where_asked(shared_bundle: Path) -> None:
     model = load(shared_bundle, threads=1)
-    forced = {"logit_bias": {65: 100}, "max_tokens": 200}
-    done = model.generate("Hi", **forced)
+    bias = {65: 100.0}
+    done = model.generate("Hi", logit_bias=bias, max_tokens=200)
     assert (done.finish_reason, len(done.tokens)) == ("repetition", LEAST_REPEATED)
-    for more in ({"max_repeats": 0}, {"temperature": 0.1}):
-        done = model.generate("Hi", **forced, **more)
-        assert (done.finish_reason, len(done.tokens)) == ("length", 200)
-    done = model.generate("Hi", **forced, temperature=0.1, max_repeats=150)
+    done = model.generate("Hi", logit_bias=bias, max_tokens=200, max_repeats=0)
+    assert (done.finish_reason, len(done.tokens)) == ("length", 200)
+    done = model.generate("Hi", logit_bias=bias, max_tokens=200, temperature=0.1)
+    assert (done.finish_reason, len(done.tokens)) == ("length", 200)
+    done = model.generate("Hi", logit_bias=bias, max_tokens=200, temperature=0.1, max_repeats=150)
     assert (done.finish_reason, len(done.tokens)) == ("repetition", 150)

@@ -173,6 +173,7 @@ class Runner(private val app: HrmEdgeApp) {
             Finish.END -> null
             Finish.LENGTH -> app.getString(R.string.cut_off)
             Finish.STOPPED -> app.getString(R.string.stopped)
+            Finish.REPETITION -> app.getString(R.string.repeated)
         }
         return listOfNotNull(ending, speed, memory).joinToString(" · ")
     }

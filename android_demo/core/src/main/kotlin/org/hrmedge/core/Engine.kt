@@ -3,7 +3,7 @@ package org.hrmedge.core
 import java.io.Closeable
 
 /** How an answer ended. */
-enum class Finish { END, LENGTH, STOPPED }
+enum class Finish { END, LENGTH, STOPPED, REPETITION }
 
 /**
  * Times of one answer in seconds and tokens per second.

@@ -13,6 +13,8 @@ data class Settings(
     val minP: Double = 0.0,
     val seed: Long? = null,
     val speculate: Boolean = true,
+    /** End a greedy answer that repeats itself. */
+    val endLoops: Boolean = true,
 ) {
     init {
         check(maxTokens >= 1, "Answer length", maxTokens, "1 or more")
@@ -32,6 +34,9 @@ data class Candidate(val token: Int, val probability: Double)
 
 /** Draws tokens from logits. Filters see the distribution before temperature, as llama.cpp's do. */
 class Sampler(private val settings: Settings) {
+    /** Whether the answer may be ended where it repeats itself. */
+    val endsLoops = settings.endLoops && settings.temperature == 0.0
+
     private val random = settings.seed?.let(::Random) ?: Random()
 
     /** The next token for [logits] `[V]`; the likeliest at temperature 0. */

@@ -87,6 +87,8 @@ internal class DecodeLoop(
     private val learned: Experience,
 ) {
     val tokens = ArrayList<Int>()
+    private val loop = if (sampler.endsLoops) Repetition() else null
+    private var looped = false
     var calls = 0
         private set
     var drafted = 0
@@ -108,6 +110,7 @@ internal class DecodeLoop(
                 if (!onToken(token)) return Finish.STOPPED
             }
             if (tokens.last() in ends) return Finish.END
+            if (looped) return Finish.REPETITION
             if (tokens.size >= limit) return Finish.LENGTH
             guesses = paces.map { it.propose(tokens) }
             draft = draft(guesses)
@@ -120,7 +123,8 @@ internal class DecodeLoop(
         val first = tokens.size
         for ((i, row) in rows.withIndex()) {
             tokens.add(sampler.sample(row))
-            if (tokens.last() in ends || i == draft.size || tokens.last() != draft[i]) break
+            looped = loop?.push(tokens.last()) ?: false
+            if (looped || tokens.last() in ends || i == draft.size || tokens.last() != draft[i]) break
         }
         return tokens.subList(first, tokens.size).toList()
     }

@@ -132,6 +132,17 @@ class SpecTest {
     }
 
     @Test
+    fun repetition() {
+        for (case in TestFiles.spec("stopping").getJSONObject("repetition").getJSONArray("cases").objects()) {
+            val block = case.getJSONArray("block").ints().toList()
+            val drawn = case.getJSONArray("before").ints().toList() + List(2000 / block.size) { block }.flatten()
+            val loop = Repetition()
+            val at = drawn.indexOfFirst(loop::push)
+            assertEquals(if (case.isNull("tokens")) 0 else case.getInt("tokens"), at + 1)
+        }
+    }
+
+    @Test
     fun fit() {
         for (case in cases("fit")) {
             val manifest = Manifest.parse(case.getJSONObject("manifest").toString())
