@@ -26,7 +26,7 @@ NOREPLACE, EXCHANGE = 1, 2  # flags of renameat2(2)
 
 @contextlib.contextmanager
 def new_directory(out: Path, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling of `out` that becomes `out` when the block ends without an error.
+    """Yield a temporary directory that becomes `out` when the block ends without an error.
 
     On any error, Ctrl-C included, the temporary directory is removed and `out` is as it was.
     Raises HRMEdgeError if `out` exists (without `force`), holds neither bundle nor checkpoint
@@ -36,7 +36,9 @@ def new_directory(out: Path, force: bool = False) -> Iterator[Path]:
     _check_replaceable(out, force)
     with writing(out, "nothing was written"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_for(out) as partial:
+        with scratch_for(out) as scratch:  # what is replaced goes in here, under the same lock
+            partial = scratch / "made"
+            partial.mkdir()
             yield partial
             _open_up(partial)
             _install(partial, out, force)

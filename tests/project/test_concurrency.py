@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hrm_edge import files
 from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
 from hrm_edge.files import new_directory, replacing, scratch_for, sole_writer
+from hrm_edge.names import MANIFEST
 from hrm_edge.runtime import load
 from tiny_models import Shape, write_model
 from tiny_training import letters
@@ -62,8 +64,28 @@ def test_two_forced_exports_leave_one_whole_bundle(shared_checkpoint: Path, tmp_
         start("-m", "hrm_edge", "export", shared_checkpoint, *options, "--kv-bits", bits)
         for bits in (8, 32)
     ]
-    assert [ended(process)[0] for process in both] == [0, 0]
+    found = [ended(process) for process in both]
+    assert [code for code, _, _ in found] == [0, 0], found
     assert Bundle.open(tmp_path / "out", verify=True).manifest.kv_cache.bits in (8, 32)
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_was_replaced_is_not_cleared_by_another_before_it_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that begins just as another exchanges its directory for the old one."""
+    out, renamed = tmp_path / "out", files._renamed
+    for content in ("old", "new"):
+        with new_directory(out, force=True) as partial:
+            (partial / MANIFEST).write_text(content)
+        assert (out / MANIFEST).read_text() == content
+
+        def meanwhile(old: Path, new: Path, flag: int) -> bool:
+            done = renamed(old, new, flag)
+            with scratch_for(out):
+                return done
+
+        monkeypatch.setattr(files, "_renamed", meanwhile)
     assert names(tmp_path) == ["out"]
 
 
