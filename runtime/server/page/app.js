@@ -28,11 +28,12 @@ function restore() {
     const kept = JSON.parse(localStorage.getItem(KEY)) || {};
     const {messages, ...rest} = kept;  // the one conversation of earlier versions
     state = {...state, ...rest, settings: {...DEFAULTS, ...kept.settings}};
+    if (!Array.isArray(state.chats)) state.chats = [];
     if (messages?.length) { state.chats.push(newChat(messages)); state.chat = state.chats[0].id; }
   } catch { /* a full, blocked or damaged store: start anew */ }
 }
 function keep() {
-  try { localStorage.setItem(KEY, JSON.stringify(state)); } catch { /* shown, but not kept */ }
+  try { localStorage.setItem(KEY, JSON.stringify(state)); } catch { $("figures").textContent = "the browser's storage is full or blocked: chats are not kept"; }
 }
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
