@@ -43,7 +43,7 @@ def defaults(verb: str, command: click.Command, verbs: Iterable[str]) -> dict[st
             raise HRMEdgeError(f"{path}: unknown key {key!r}{_near(key, [*SHARED, *verbs])}")
     if not isinstance(own, dict):
         raise HRMEdgeError(f"{path}: {verb} is {own!r}, expected a section [{verb}]")
-    options = {name: parameter for name, parameter in _options(command)}
+    options = dict(_options(command))
     for key in own:
         if key not in options:
             raise HRMEdgeError(f"{path}: {verb} has no option {key!r}{_near(key, options)}")

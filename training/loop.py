@@ -71,7 +71,7 @@ def train(
     if distill and checkpoint is None:
         raise HRMEdgeError("qat needs --init CHECKPOINT to learn from, or qat.distill: false")
     out = Path(out)
-    _check_out(out, resume)
+    _check_out(out, resume)  # before anything is made, and again when no other run can be writing
     with join_world() as world, sole_writer(out) if world.is_first else contextlib.nullcontext():
         _check_out(out, resume)
         corpus = prepare(config, Path(data), Path(valid) if valid else None, out, world)

@@ -15,23 +15,9 @@ import zipfile
 from pathlib import Path
 
 JAVA_13 = 57
-PRIVATE, STATIC, FINAL, INTERFACE, ABSTRACT = 0x0002, 0x0008, 0x0010, 0x0200, 0x0400
-SIZES = {
-    7: 2,
-    8: 2,
-    16: 2,
-    19: 2,
-    20: 2,
-    15: 3,
-    3: 4,
-    4: 4,
-    9: 4,
-    10: 4,
-    11: 4,
-    12: 4,
-    17: 4,
-    18: 4,
-}
+PRIVATE, STATIC, FINAL, INTERFACE = 0x0002, 0x0008, 0x0010, 0x0200
+SIZES = {7: 2, 8: 2, 16: 2, 19: 2, 20: 2, 15: 3, 3: 4, 4: 4, 9: 4, 10: 4, 11: 4, 12: 4, 17: 4,
+         18: 4}  # of a constant by its tag, without it  # fmt: skip
 UTF8, LONG, DOUBLE = 1, 5, 6
 Method = tuple[str, str]  # name and descriptor
 
@@ -59,7 +45,7 @@ class ClassFile:
             i += 1
         self.flags, self.name = self._u2(at), self._class(self._u2(at + 2))
         self.parent = self._class(self._u2(at + 4))
-        at = self._fields = at + 8 + 2 * self._u2(at + 6)
+        at += 8 + 2 * self._u2(at + 6)
         self.members = {"field": list[int](), "method": list[int]()}  # where each one lies
         for kind in self.members:
             amount, at = self._u2(at), at + 2

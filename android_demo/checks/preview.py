@@ -31,8 +31,8 @@ ROWS = {
                       "answered": "['4', '40', '75', '96']", "note": ""}),
     ],
     "notices": [
-        ("notice", {"": "HRM Edge 0.1.0, arm64-v8a. Nothing leaves this device. What it "
-                        "contains, and under which licences:"}),
+        ("notice", {"": "HRM Edge 0.1.0, arm64-v8a. Nothing leaves this device."}),
+        ("notice", {"": "What it contains, and under which licences:"}),
         ("notice", {"": "ONNX RUNTIME"}),
         ("notice", {"": "MIT License"}),
     ],

@@ -9,7 +9,9 @@ class AboutActivity : Screen(R.layout.about) {
     override fun prepare() {
         val version = packageManager.getPackageInfo(packageName, 0).versionName
         val head = getString(R.string.about_version, version, Build.SUPPORTED_ABIS.first())
-        val rows = listOf(head) + assets.list(NOTICES).orEmpty().sorted().flatMap(::paragraphs)
+        val notices = assets.list(NOTICES).orEmpty().sorted()
+        val follows = if (notices.isEmpty()) R.string.about_no_notices else R.string.about_notices
+        val rows = listOf(head, getString(follows)) + notices.flatMap(::paragraphs)
         view<ListView>(R.id.notices).adapter = ArrayAdapter(this, R.layout.notice, rows)
     }
 

@@ -53,7 +53,6 @@ class BenchmarkActivity : Screen(R.layout.benchmark) {
         val facts = linkedMapOf("device" to app.device.name, "model" to app.preferences.model)
         facts["threads"] = (app.preferences.threads.takeIf { it > 0 } ?: app.device.fastCores).toString()
         Memory.now()?.let { facts["memory"] = mebibytes(it.anonymous) }
-        facts["plan"] = app.preferences.plan.ifEmpty { "all passes" }
         return Report(facts + app.runner.condition, app.runner.measurements)
     }
 

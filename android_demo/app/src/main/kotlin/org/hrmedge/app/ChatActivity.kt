@@ -77,7 +77,10 @@ class ChatActivity : Screen(R.layout.chat) {
 
     private fun ask() {
         val text = question.text.toString()
-        if (text.isBlank()) return
+        if (text.isBlank()) {
+            changing = false // the way out of it
+            return
+        }
         question.text.clear()
         if (changing) app.runner.again(text) else app.runner.ask(text)
         changing = false

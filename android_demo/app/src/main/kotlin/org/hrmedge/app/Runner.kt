@@ -50,7 +50,7 @@ class Runner(private val app: HrmEdgeApp) {
     var measurements: List<Measurement> = emptyList()
         private set
 
-    /** Battery and heat before and after it. */
+    /** The plan that it took, and battery and heat before and after. */
     var condition: Map<String, String> = emptyMap()
         private set
 
@@ -100,7 +100,8 @@ class Runner(private val app: HrmEdgeApp) {
         val benchmark = Benchmark(session, engine.manifest.architecture.vocabSize)
         val what = app.getString(R.string.measuring)
         show(State.Working(what, 0.0))
-        val before = app.device.condition("before")
+        val plan = mapOf("plan" to (engine.manifest.plan(app.preferences.plan)?.name ?: "all passes"))
+        val before = plan + app.device.condition("before")
         val found = benchmark.run(prefill, decode, repetitions, stop) { show(State.Working(what, it)) }
         val after = app.device.condition("after")
         main.post {

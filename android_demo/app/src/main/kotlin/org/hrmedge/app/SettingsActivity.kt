@@ -73,9 +73,7 @@ class SettingsActivity : Screen(R.layout.settings) {
     }
 
     private fun planLabel(name: String): String {
-        val chosen = manifest?.decoding(name)
-        val plan = manifest?.plans?.find { it.name == name || (name == Manifest.RECOMMENDED && it.decoding == chosen) }
-            ?: return getString(R.string.plan_full)
+        val plan = manifest?.plan(name) ?: return getString(R.string.plan_full)
         fun percent(share: Double) = (100 * share).roundToInt()
         val price = getString(
             R.string.plan_price, plan.name, percent(plan.work), percent(plan.memory), percent(plan.sameAnswers),

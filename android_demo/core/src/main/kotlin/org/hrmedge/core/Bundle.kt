@@ -49,11 +49,9 @@ data class Manifest(
     /** Bytes of all files together. */
     val size: Long get() = files.values.sumOf { it.size }
 
-    /** The decoding of the plan [name], [RECOMMENDED] or a measured one's; the full one otherwise. */
-    fun decoding(name: String): Decoding = when (name) {
-        RECOMMENDED -> fast
-        else -> plans.find { it.name == name }?.decoding
-    } ?: Decoding()
+    /** The measured plan [name], or [RECOMMENDED]'s; null, which is all passes, for any other text. */
+    fun plan(name: String): MeasuredPlan? =
+        plans.find { if (name == RECOMMENDED) it.decoding == fast else it.name == name }
 
     /** This bundle with the cache that [decoding] takes. Throws [Problem] if it cannot be shared. */
     fun with(decoding: Decoding): Manifest {
@@ -118,7 +116,7 @@ data class Manifest(
                 },
                 fast = measured(raw)?.getJSONObject("recommended")?.let(::decoding),
                 plans = measured(raw)?.optJSONArray("plans").let { plans ->
-                    (0 until (plans?.length() ?: 0)).map { plan(plans!!.getJSONObject(it)) }
+                    (0 until (plans?.length() ?: 0)).map { measuredPlan(plans!!.getJSONObject(it)) }
                 },
             )
         }
@@ -126,7 +124,7 @@ data class Manifest(
         private fun measured(raw: JSONObject): JSONObject? =
             raw.optJSONObject("quality")?.optJSONObject("fast")
 
-        private fun plan(raw: JSONObject) = MeasuredPlan(
+        private fun measuredPlan(raw: JSONObject) = MeasuredPlan(
             decoding(raw),
             work = raw.getDouble("work"),
             memory = raw.getDouble("memory"),

@@ -2,6 +2,7 @@ package org.hrmedge.app.engine
 
 import java.io.File
 import org.hrmedge.core.Bundle
+import org.hrmedge.core.Decoding
 import org.hrmedge.core.Engine
 import org.hrmedge.core.Problem
 import org.hrmedge.core.TokenEngine
@@ -32,7 +33,7 @@ data class Limits(
  * The context is shortened to what fits into the memory that is available.
  */
 fun openEngine(bundle: Bundle, limits: Limits, cache: CacheMemory): Engine {
-    val decoding = bundle.manifest.decoding(limits.plan)
+    val decoding = bundle.manifest.plan(limits.plan)?.decoding ?: Decoding()
     val manifest = bundle.manifest.with(decoding)
     val wanted = minOf(limits.context, manifest.maxSeqLen)
     return when (manifest.target) {

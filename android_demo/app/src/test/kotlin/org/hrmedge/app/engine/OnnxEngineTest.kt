@@ -84,8 +84,10 @@ class OnnxEngineTest {
         }
         val plans = bundle.manifest.plans
         assertEquals(plans.size, plans.map { it.name }.toSet().size)
-        assertEquals(fast, plans.single { it.decoding == fast }.let { bundle.manifest.decoding(it.name) })
-        assertEquals(Decoding(), bundle.manifest.decoding("a plan of another model"))
+        val recommended = bundle.manifest.plan(Manifest.RECOMMENDED)!!
+        assertEquals(fast, recommended.decoding)
+        assertEquals(recommended, bundle.manifest.plan(recommended.name))
+        assertEquals(null, bundle.manifest.plan("a plan of another model"))
         assertTrue(plans.all { it.work in 0.1..1.0 && it.memory in 0.1..1.0 && it.sameAnswers in 0.0..1.0 })
     }
 
