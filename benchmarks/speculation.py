@@ -41,12 +41,12 @@ from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
 from hrm_edge.prompt import Tokenizer, format_prompt
-from hrm_edge.runtime.sampling import Choice, Chooser, make_chooser, make_sampler
+from hrm_edge.runtime.decoding.sampling import Choice, Chooser, make_chooser, make_sampler
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.session.onnx_session import OnnxSession
 from hrm_edge.runtime.session.opening import open_session
 from hrm_edge.runtime.session.protocol import Session
-from hrm_edge.runtime.speculation import (
+from hrm_edge.runtime.decoding.speculation import (
     DraftModel,
     Experience,
     Pace,

@@ -33,8 +33,8 @@ class Bundle:
             if not value.name.startswith("past_key_values."):
                 continue
             dtype = np.dtype(DTYPES[value.type[len("tensor(") : -1]])
-            one, heads, _, width = value.shape
-            array = self._cache[value.name] = np.zeros((one, heads, CONTEXT, width), dtype)
+            _, heads, _, width = value.shape
+            array = self._cache[value.name] = np.zeros((1, heads, CONTEXT, width), dtype)
             buffer = ("cpu", 0, dtype, array.shape, array.ctypes.data)
             self._binding.bind_input(value.name, *buffer)
             self._binding.bind_output(value.name.replace("past_key_values", "present"), *buffer)

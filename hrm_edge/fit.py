@@ -29,12 +29,11 @@ class Need:
         return self.weights + self.kv_cache + self.activations
 
 
-def need(manifest: Manifest, context: int) -> Need:
-    """What `context` tokens of prompt and answer will take, the prompt as long as can be."""
+def need(manifest: Manifest, context: int, rows: int = 1) -> Need:
+    """What `rows` of `context` tokens of prompt and answer will take, prompts as long as can be."""
     weights = sum(f.size for name, f in manifest.files.items() if name.endswith(WEIGHTS))
-    return Need(
-        weights, context * manifest.kv_cache.bytes_per_token, _activations(manifest, context)
-    )
+    cache = rows * context * manifest.kv_cache.bytes_per_token
+    return Need(weights, cache, _activations(manifest, context))
 
 
 def _activations(manifest: Manifest, context: int) -> int:
@@ -48,17 +47,18 @@ def _activations(manifest: Manifest, context: int) -> int:
     return 4 * (3 * context * per_token + scores + model.vocab_size)
 
 
-def largest_context(manifest: Manifest, room: int) -> int:
-    """The longest context for which `room` bytes are enough; 0 if not even two tokens fit."""
+def largest_context(manifest: Manifest, room: int, rows: int = 1) -> int:
+    """The longest context of `rows` for which `room` bytes do; 0 if not even two tokens fit."""
     low, high = 0, manifest.max_seq_len
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if need(manifest, middle).total <= room else (low, middle - 1)
+        fits = need(manifest, middle, rows).total <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low if low >= 2 else 0
 
 
-def choose_context(bundle: Bundle, asked: int | None, room: int | None) -> int:
-    """The tokens to make room for: as asked, else all that the bundle allows and memory holds.
+def choose_context(bundle: Bundle, asked: int | None, room: int | None, rows: int = 1) -> int:
+    """The tokens of each row: as asked, else all that the bundle allows and memory holds.
 
     `room` are the bytes that can be had, if that is known. Raises HRMEdgeError for a context that
     the bundle does not have, or whose KV cache alone is larger than `room`. An ExecuTorch bundle
@@ -72,16 +72,18 @@ def choose_context(bundle: Bundle, asked: int | None, room: int | None) -> int:
         )
     pte = manifest.target == "executorch"
     if asked is None and not pte:
-        return most if room is None else max(2, largest_context(manifest, room))
+        return most if room is None else max(2, largest_context(manifest, room, rows))
     if asked is None:
         asked = _largest_program(manifest, room)
     held = manifest.context_for(asked) if pte else asked
-    fits = held if room is None else max(2, room // manifest.kv_cache.bytes_per_token)
+    a_token = rows * manifest.kv_cache.bytes_per_token
+    fits = held if room is None else max(2, room // a_token)
     if held > fits:
-        wanted, have = held * manifest.kv_cache.bytes_per_token / 2**30, (room or 0) / 2**30
+        wanted, have = held * a_token / 2**30, (room or 0) / 2**30
         less = "--context" if pte else "fewer --kv-bits"
+        of = f" in {rows} rows" if rows > 1 else ""
         raise HRMEdgeError(
-            f"max_context {held} needs {wanted:.1f} GiB for its KV cache, {have:.1f} GiB are "
+            f"max_context {held}{of} needs {wanted:.1f} GiB for its KV cache, {have:.1f} GiB are "
             f"available; at most {fits} fit ({less} at export needs less)",
             "max_context",
         )
@@ -95,7 +97,7 @@ def _largest_program(manifest: Manifest, room: int | None) -> int:
     return max(fitting, default=contexts[0])
 
 
-def shortage(bundle: Bundle, max_context: int | None) -> str | None:
+def shortage(bundle: Bundle, max_context: int | None, rows: int = 1) -> str | None:
     """One line about what does not fit and what would, or None if all is well or not known.
 
     Without `max_context` the runtime takes what fits, so that only the weights can be too large.
@@ -103,10 +105,10 @@ def shortage(bundle: Bundle, max_context: int | None) -> str | None:
     manifest, room = bundle.manifest, memory.available()
     if max_context is not None and not 2 <= max_context <= manifest.max_seq_len:
         return None  # choose_context refuses it
-    wanted = need(manifest, max_context or 2)
+    wanted = need(manifest, max_context or 2, rows)
     if room is None or wanted.total <= room:
         return None
-    fits = largest_context(manifest, room)
+    fits = largest_context(manifest, room, rows)
     if fits:
         then = f"--max-context {fits} would fit"
         then += "" if manifest.kv_cache.bits == 4 else ", or fewer --kv-bits at export"

@@ -3,11 +3,10 @@
 Knows nothing of how a session computes them.
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
 
 from hrm_edge import memory
 from hrm_edge.bundle import Bundle, Manifest
@@ -18,17 +17,12 @@ from hrm_edge.names import TOKENIZER
 from hrm_edge.prompt import Tokenizer
 
 from .chat import format_chat
-from .guided import Constraint, Guide
-from .processors import make_processors
-from .sampling import Choice, make_chooser, make_sampler
-from .session import prompt_cache
-from .session.loading import CPU, Loading
-from .session.opening import as_loaded, open_session, settled
-from .session.protocol import Cancelled, Session
-from .session.weight_cache import drop_damaged
-from .settings import Options, Settings, in_range
-from .speculation import (
-    CanDraft,
+from .decoding.answer import Answer, Completion, Generation, Piece, Stats, alone, likelihood
+from .decoding.guided import Constraint, Guide
+from .decoding.processors import make_processors
+from .decoding.rows import Rows
+from .decoding.sampling import make_chooser, make_sampler
+from .decoding.speculation import (
     DraftModel,
     Experience,
     Pace,
@@ -37,7 +31,13 @@ from .speculation import (
     Verifier,
     lookups,
 )
-from .stopping import Ending
+from .decoding.stopping import Ending
+from .session import prompt_cache
+from .session.loading import CPU, Loading
+from .session.opening import as_loaded, open_rows, settled
+from .session.protocol import Cancelled, Session
+from .session.weight_cache import drop_damaged
+from .settings import Options, Settings, in_range
 
 __all__ = [
     "Cancelled",
@@ -48,76 +48,15 @@ __all__ = [
     "Piece",
     "Settings",
     "Stats",
+    "likelihood",
     "load",
 ]
 
 SHALLOW = "shallow"  # in place of a bundle that drafts
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Times of one answer in seconds and tokens per second; memory in bytes, if it can be had.
-
-    cached_tokens of the prompt were held already and not computed; prefill_tps is then 0. Each of
-    `calls` after the prefix decoded one token and some drafted ones, of which `accepted` stood.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    ttft: float
-    prefill_tps: float
-    decode_tps: float
-    peak_memory: int | None
-    anonymous_memory: int | None
-    cached_tokens: int = 0
-    calls: int = 0
-    drafted: int = 0
-    accepted: int = 0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One token of an answer and the text it completes.
-
-    The text is "" inside a character and while it may become a stop string. `logprob` and
-    `top_logprobs` ((token, logprob), likeliest first) are there if asked for. The last piece alone
-    has a finish_reason, "stop", "length" or "repetition" (see stopping.py), and stats.
-    """
-
-    text: str
-    token: int
-    finish_reason: str | None = None
-    stats: Stats | None = None
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A whole answer; `tokens` ends with the end-of-answer token, or those of a stop string.
-
-    `logprobs` holds each token's, where they were asked for.
-    """
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    stats: Stats
-    logprobs: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, pieces: Sequence[Piece]) -> "Completion":
-        """The answer whose pieces these are, all of them."""
-        last = pieces[-1]
-        assert last.finish_reason is not None and last.stats is not None
-        text = "".join(piece.text for piece in pieces)
-        logprobs = tuple(p.logprob for p in pieces if p.logprob is not None)
-        tokens = [piece.token for piece in pieces]
-        return cls(text, tokens, last.finish_reason, last.stats, logprobs)
-
-
 class Model:
-    """A loaded bundle that answers prompts, one at a time."""
+    """A loaded bundle that answers prompts: one at a time, or as many at once as `rows` has."""
 
     def __init__(
         self,
@@ -125,10 +64,13 @@ class Model:
         tokenizer: Tokenizer,
         manifest: Manifest,
         chat_template: ChatTemplate | None = None,
-        draft: "Model | CanDraft | None" = None,
+        draft: "Model | str | None" = None,
         guide: Guide | None = None,
+        beside: Sequence[Session] = (),
     ) -> None:
+        """`draft` is a model or SHALLOW; `beside` are further sessions over the same weights."""
         self.session, self.tokenizer, self.manifest = session, tokenizer, manifest
+        self.rows = Rows([session, *beside])
         self.chat_template, self.draft, self.guide = chat_template, draft, guide
         self._learned = Experience()
         self._answer = 0  # counts answers, so that an abandoned one cannot go on
@@ -166,6 +108,10 @@ class Model:
 
     def stream_ids(self, ids: Sequence[int], settings: Settings) -> Iterator[Piece]:
         """`stream` for a prefix in tokens. If the session holds just this prefix, it is reused."""
+        return self._pieces(self.answer(ids, settings))
+
+    def answer(self, ids: Sequence[int], settings: Settings) -> Answer:
+        """What `rows` can compute beside others. Raises as `generate`; computes nothing yet."""
         vocabulary = self.manifest.model.vocab_size
         self._check_length(ids)
         if not all(0 <= token < vocabulary for token in ids):
@@ -177,18 +123,18 @@ class Model:
         s = settings
         sample = make_sampler(s.temperature, s.top_k, s.top_p, s.min_p, s.seed)
         limit = min(s.max_tokens, self.session.max_context - len(ids))
-        verifier = Verifier(
-            session=self.session,
-            choose=make_chooser(sample, processors, s.logprobs),
-            limit=limit,
-            ends=self.manifest.eos_token_ids,
-            paces=self._paces(ids, constraint) if s.speculate and self.session.batches else (),
-            learned=self._learned,
-            tally=Tally(),
-        )
+        ends = self.manifest.eos_token_ids
+        choose = make_chooser(sample, processors, s.logprobs)
+
+        def verifier(session: Session) -> Verifier:
+            drafts = s.speculate and session.batches
+            paces = self._paces(ids, constraint, session) if drafts else ()
+            return Verifier(session, choose, limit, ends, paces, self._learned, Tally())
+
         self.session.plan(s.l_cycles)  # refuses what it cannot run
-        ending = Ending(self.manifest.eos_token_ids, s.stops, limit, s.loop_limit)
-        return self._pieces(list(ids), verifier, ending, s.l_cycles)
+        ending = Ending(ends, s.stops, limit, s.loop_limit)
+        decoder = self.tokenizer.stream()
+        return Generation(list(ids), s.l_cycles, verifier, ending, decoder.push)
 
     def encode(self, prompt: str, condition: str) -> list[int]:
         """The prefix of `prompt` in tokens. Raises HRMEdgeError if no token of an answer fits."""
@@ -235,79 +181,26 @@ class Model:
             return None
         raise HRMEdgeError("this model was not made by load, so it takes no constraints")
 
-    def _paces(self, ids: Sequence[int], constraint: Constraint | None) -> list[Pace]:
+    def _paces(
+        self, ids: Sequence[int], constraint: Constraint | None, session: Session
+    ) -> list[Pace]:
         found = lookups(ids, self._learned)
         if constraint is not None:
             found.insert(0, Pace(constraint, self._learned))
         if isinstance(self.draft, Model):
             found.append(Pace(DraftModel(self.draft.session, ids), self._learned))
         elif self.draft is not None:
-            shallow = Shallow(self.draft, self.manifest.eos_token_ids)
+            shallow = Shallow(session, self.manifest.eos_token_ids)  # type: ignore[arg-type]
             found.append(Pace(shallow, self._learned))
         return found
 
-    def _pieces(
-        self, ids: list[int], verifier: Verifier, ending: Ending, l_cycles: Sequence[int] | None
-    ) -> Iterator[Piece]:
+    def _pieces(self, answer: Answer) -> Iterator[Piece]:
         self._answer += 1
         mine = self._answer
-        cached = len(ids) if self.session.prefix == ids else 0
-        decoder, clock = self.tokenizer.stream(), _Clock(len(ids), cached)
-        logits = self.session.start(ids, l_cycles)
-        clock.prefilled()
-        for choice in verifier.run(logits):
-            clock.sampled()
-            text, reason = ending.push(choice.token, decoder.push)
-            yield _piece(text, choice, reason, clock.stats(verifier.tally) if reason else None)
-            if reason:
-                return
-            if mine != self._answer:
+        for piece in alone(answer, self.session):
+            yield piece
+            if mine != self._answer and piece.finish_reason is None:
                 raise HRMEdgeError("another answer was begun with this model; this one has ended")
-
-
-def likelihood(completion: Completion) -> float:
-    """The mean log-probability of an answer's tokens, under the model itself."""
-    assert completion.logprobs, "an answer without logprobs"
-    return sum(completion.logprobs) / len(completion.logprobs)
-
-
-def _piece(
-    text: str, choice: Choice, reason: str | None = None, stats: Stats | None = None
-) -> Piece:
-    return Piece(text, choice.token, reason, stats, choice.logprob, choice.top_logprobs)
-
-
-class _Clock:
-    """Times one answer. Between tokens, the time a consumer takes counts as decoding."""
-
-    def __init__(self, prompt_tokens: int, cached_tokens: int) -> None:
-        self.prompt_tokens, self.cached_tokens, self.tokens = prompt_tokens, cached_tokens, 0
-        self.start = self.ready = self.first = self.last = time.perf_counter()
-
-    def prefilled(self) -> None:
-        self.ready = time.perf_counter()
-
-    def sampled(self) -> None:
-        self.tokens, self.last = self.tokens + 1, time.perf_counter()
-        if self.tokens == 1:
-            self.first = self.last
-
-    def stats(self, tally: Tally) -> Stats:
-        decoded, seconds = self.tokens - 1, self.last - self.first
-        computed = self.prompt_tokens - self.cached_tokens
-        return Stats(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.tokens,
-            ttft=self.first - self.start,
-            prefill_tps=computed / (self.ready - self.start),
-            decode_tps=decoded / seconds if decoded else 0.0,
-            peak_memory=memory.peak(),
-            anonymous_memory=memory.anonymous(),
-            cached_tokens=self.cached_tokens,
-            calls=tally.calls,
-            drafted=tally.drafted,
-            accepted=tally.accepted,
-        )
 
 
 class LoadOptions(TypedDict, total=False):
@@ -324,6 +217,7 @@ class LoadOptions(TypedDict, total=False):
     kv_share: str
     l_cycles: Sequence[int] | None
     fast: bool
+    rows: int
 
 
 def load(
@@ -338,23 +232,27 @@ def load(
         bundle = Bundle.open(Path(bundle), how.verify)
     how = settled(bundle, how)
     loaded = as_loaded(bundle, how)
-    if how.strict and how.provider == CPU and (short := shortage(loaded, how.max_context)):
+    if (
+        how.strict
+        and how.provider == CPU
+        and (short := shortage(loaded, how.max_context, how.rows))
+    ):
         raise HRMEdgeError(short)
     tokenizer, template = _tokenizer(bundle), read_chat_template(bundle.path)
     if how.weight_cache is not None and how.verify:
         drop_damaged(bundle.manifest, how.weight_cache)
-    session = open_session(bundle, how)
+    session, *beside = open_rows(bundle, how)
     drafter = None
     if how.draft in (None, SHALLOW):
         drafter = _shallow(session, bundle.path, how.draft is not None)
     else:
-        alone = {"max_context": None, "draft": None, "h_cycles": None, "l_cycles": None}
-        drafter = load(how.draft, replace(how, **alone))
+        own: dict[str, Any] = {"max_context": None, "h_cycles": None, "l_cycles": None}
+        drafter = load(how.draft, replace(how, draft=None, rows=1, **own))
         _same_tokenizer(bundle.path, Path(how.draft))
     manifest = loaded.manifest
     vocabulary, ends = manifest.model.vocab_size, manifest.eos_token_ids
     guide = Guide(bundle.path / TOKENIZER, vocabulary, ends)
-    return Model(session, tokenizer, manifest, template, drafter, guide)
+    return Model(session, tokenizer, manifest, template, drafter, guide, beside)
 
 
 def _loading(options: LoadOptions) -> Loading:
@@ -381,10 +279,10 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
     return tokenizer
 
 
-def _shallow(session: Session, path: Path, asked: bool) -> CanDraft | None:
-    """The session as its own drafter, where it can be; HRMEdgeError if `asked` and it cannot."""
+def _shallow(session: Session, path: Path, asked: bool) -> str | None:
+    """SHALLOW where the session can be its own drafter; HRMEdgeError if `asked` and it cannot."""
     if getattr(session, "can_draft", False):
-        return cast(CanDraft, session)
+        return SHALLOW
     if not asked:
         return None
     raise HRMEdgeError(

@@ -37,11 +37,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"cli_export"},
     ],
     "runtime": [
-        {"settings", "stopping"},
+        {"settings"},
         {"session"},
-        {"processors", "chat", "bench"},
-        {"sampling"},
-        {"speculation", "guided"},
+        {"decoding", "chat", "bench"},
         {"engine"},
         {"server"},
         {"cli"},

@@ -95,7 +95,8 @@ export class Session {
       ({ name }) => name.startsWith(PAST) && name === PAST + this.#place(name),
     );
     const tensor = ({ type, shape }) => {
-      const dims = shape.map((size) => (size === "max_context" ? this.capacity : size));
+      const [, heads, , width] = shape;
+      const dims = [1, heads, this.capacity, width];
       return new this.ort.Tensor(type, new ARRAYS[type](dims.reduce((a, b) => a * b)), dims);
     };
     return new Map(inputs.map((input) => [input.name.slice(PAST.length), tensor(input)]));

@@ -2,7 +2,7 @@ const LONGEST_PERIOD = 64; // tokens of what is repeated
 const REPEATS = 8;
 const LEAST_REPEATED = 128; // tokens that repetitions have to fill: a ruled line is no loop
 
-/** Finds the end of a list of tokens that is one block over and over, as runtime/stopping.py. */
+/** Finds the end of a list of tokens that is one block over and over, as runtime/decoding/stopping.py. */
 export class Repetition {
   #last = [];
   #same = new Array(LONGEST_PERIOD + 1).fill(0); // by period: tokens in a row like those before

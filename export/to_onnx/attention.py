@@ -33,17 +33,18 @@ class Call:
 
     length: ir.Value  # [1] S
     first: ir.Value  # bool [1], whether this is the first call
-    seqlens_k: ir.Value  # int32 [1], past + S - 1
-    total: ir.Value  # int32 [], past + S
+    seqlens_k: ir.Value  # int32 [R, 1], past + S - 1 of each row
+    total: ir.Value  # int32 [], the largest past + S
     rows: ir.Value  # [1, heads, S, 3], where the first call puts its keys and values
 
     @classmethod
     def of(cls, g: Graph, ids: ir.Value, mask: ir.Value) -> "Call":
-        """From the shapes of ids [1, S] and mask [1, past + S]."""
+        """From the shapes of ids [R, S] and mask [R, past + S], and the ones in each row's mask."""
         one, int32 = g.constant("axis1", [1]), ir.DataType.INT32
         length, total = (g.std("Gather", g.std("Shape", x), one) for x in (ids, mask))
         first = g.std("Equal", length, total)
-        last = g.cast(g.std("Sub", total, one), int32)
+        held = g.op("ReduceSum", [mask, one], {"keepdims": 1})
+        last = g.cast(g.std("Sub", held, one), int32)
         squeezed = g.cast(g.std("Squeeze", total), int32)
         return cls(length, first, last, squeezed, _rows(g, length))
 

@@ -44,11 +44,11 @@ def build_model(config: HRMTextConfig, weights: Weights, kv_bits: Sequence[int])
     `kv_bits` are those of each cache slot.
     """
     g = Graph(config, weights, kv_bits)
-    ids = g.input(names.INPUT_IDS, ir.DataType.INT64, [1, "sequence"])
-    mask = g.input(names.ATTENTION_MASK, ir.DataType.INT64, [1, "total"])
+    ids = g.input(names.INPUT_IDS, ir.DataType.INT64, ["rows", "sequence"])
+    mask = g.input(names.ATTENTION_MASK, ir.DataType.INT64, ["rows", "total"])
     for slot, bits in enumerate(kv_bits):
         width = config.head_dim // 2 if bits == 4 else config.head_dim
-        shape = [1, config.num_attention_heads, "max_context", width]
+        shape = ["rows", config.num_attention_heads, "max_context", width]
         for part in names.cache_names(slot):
             g.past[part] = g.input(names.PAST + part, KV_DTYPES[bits], shape)
     passes = None
@@ -198,4 +198,4 @@ def _logits(g: Graph, call: Call, z_h: ir.Value) -> None:
     logits = _linear(g, kept, names.HEAD)
     if g.dtype != ir.DataType.FLOAT:
         logits = g.cast(logits, ir.DataType.FLOAT)
-    g.output(logits, names.LOGITS, ir.DataType.FLOAT, [1, "kept", g.config.vocab_size])
+    g.output(logits, names.LOGITS, ir.DataType.FLOAT, ["rows", "kept", g.config.vocab_size])

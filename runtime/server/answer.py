@@ -1,47 +1,33 @@
 """What the model is made to do for a request: the one place where the server drives it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import PROMPT_END, PROMPT_START
 
-from ..engine import Model, Piece, Settings
-from ..guided import NotInstalled
+from ..decoding.answer import Answer
+from ..decoding.guided import NotInstalled
+from ..engine import Model, Settings
 from .wire.ask import Ask, Prompt
 from .wire.errors import RequestError, invalid
-from .wire.logprobs import score
+from .wire.logprobs import Scoring
 
 
-@dataclass(frozen=True)
-class Part:
-    """A piece of the answer with number `index`."""
+def answers(model: Model, ask: Ask) -> list[Answer]:
+    """All answers of `ask`; nothing is computed yet.
 
-    index: int
-    piece: Piece
-
-
-def answers(model: Model, ask: Ask) -> Iterator[Part]:
-    """All answers of `ask`, one after the other; nothing is computed before the first `next`.
-
-    Raises RequestError at once for what cannot be answered.
+    Raises RequestError for what cannot be answered.
     """
-    streams = []
+    found: list[Answer] = []
     for number, prompt in enumerate(ask.prompts):
         try:
             settings = Settings.of(ask.options)
             ids = _encode(model, prompt, settings)
             for i in range(ask.n):
-                streams.append(_stream(model, ids, _numbered(settings, i), ask))
+                found.append(_answer(model, ids, _numbered(settings, i), ask))
         except HRMEdgeError as error:
             raise _refusal(error, ask, number) from None
-    return _parts(streams)
-
-
-def _parts(streams: list[Iterator[Piece]]) -> Iterator[Part]:
-    for index, stream in enumerate(streams):
-        for piece in stream:
-            yield Part(index, piece)
+    return found
 
 
 def _refusal(error: HRMEdgeError, ask: Ask, number: int) -> RequestError:
@@ -69,8 +55,8 @@ def _encode(model: Model, prompt: Prompt, settings: Settings) -> list[int]:
     return prompt  # type: ignore[return-value]
 
 
-def _stream(model: Model, ids: list[int], settings: Settings, ask: Ask) -> Iterator[Piece]:
-    answer = model.stream_ids(ids, settings)  # which checks the ids, for an echo too
+def _answer(model: Model, ids: list[int], settings: Settings, ask: Ask) -> Answer:
+    answer = model.answer(ids, settings)  # which checks the ids, for an echo too
     if not ask.echo:
         return answer
     (end,) = model.tokenizer.encode(PROMPT_END)
@@ -81,4 +67,4 @@ def _stream(model: Model, ids: list[int], settings: Settings, ask: Ask) -> Itera
             f"so only the answer behind it has log-probabilities; send prefix{PROMPT_END}answer"
         )
     model.session.plan(settings.l_cycles)  # refuses what it cannot run
-    return score(model, ids[:cut], ids[cut:], settings, ask.more)
+    return Scoring(model.tokenizer, ids[:cut], ids[cut:], settings, ask.more)

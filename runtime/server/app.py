@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +26,12 @@ from hrm_edge import memory
 from hrm_edge.chat_template import takes_system
 from hrm_edge.errors import HRMEdgeError
 
+from ..decoding.answer import Answer
 from ..engine import Model
-from .answer import Part, answers
+from .answer import answers
 from .guard import Access, Guard, Limits, client_of, read_body, unless_gone
 from .metrics import Metrics
-from .queue import Job, QueueFull, ShuttingDown, Worker
+from .queue import Job, Part, QueueFull, ShuttingDown, Worker
 from .static import HEADERS, INDEX, page_files
 from .trial import Trial
 from .wire import ask as wire_ask
@@ -57,7 +58,7 @@ class Server:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        self.worker, self.metrics = Worker(self.limits.queue, self.model.cancel), Metrics()
+        self.worker, self.metrics = Worker(self.limits.queue, self.model.rows), Metrics()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
         self._compiler = ThreadPoolExecutor(1, "compile")
         self._compiling = 0  # requests whose grammar waits for it or is compiled
@@ -141,7 +142,7 @@ class Server:
             self.worker.cancel(job)
         return JSONResponse(reply.whole()) if present else Response(status_code=CLIENT_LEFT)
 
-    async def _prepare(self, request: Request, ask: Ask) -> Iterator[Part] | None:
+    async def _prepare(self, request: Request, ask: Ask) -> list[Answer] | None:
         """Tokenize, and compile a grammar apart from all else; None if the client left meanwhile.
 
         Raises QueueFull if too many grammars wait, and what `answers` raises.
@@ -230,7 +231,8 @@ class Server:
         """GET /health: 200 while requests are taken, 503 while shutting down."""
         state = {
             "status": "ok" if self.worker.open else "shutting down",
-            "running": int(self.worker.running is not None),
+            "rows": self.model.rows.count,
+            "running": len(self.worker.running),
             "queued": self.worker.queued,
             "compiling": self._compiling,
             "anonymous_memory": memory.anonymous(),

@@ -34,14 +34,13 @@ class Metrics:
         """All metrics, those of `worker` and of the process's memory included."""
         responses = [({"path": p, "status": str(s)}, n) for (p, s), n in self.responses.items()]
         outcomes = [({"outcome": name}, n) for name, n in worker.counts.items()]
-        running = int(worker.running is not None)
         lines = [
             *_metric("http_responses_total", "counter", "Responses by path and status", responses),
             *_metric("requests_total", "counter", "Generation requests by outcome", outcomes),
             *_one("prompt_tokens_total", "counter", "Tokens of prompts", self.prompt_tokens),
             *_one("completion_tokens_total", "counter", "Tokens made", self.completion_tokens),
             *_one("queued_requests", "gauge", "Requests that wait", worker.queued),
-            *_one("running_requests", "gauge", "Requests being answered", running),
+            *_one("running_requests", "gauge", "Requests being answered", len(worker.running)),
             *_one("decode_tokens_per_second", "gauge", "Of the last answer", self.decode_tps),
             *self._histogram(),
         ]

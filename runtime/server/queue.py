@@ -1,6 +1,6 @@
-"""One generation at a time, in fair order: a thread owns the model, clients take turns.
+"""Requests in fair order: a thread owns the model's rows, and clients take turns for them.
 
-Knows iterators of items; nothing of HTTP or of what the items are.
+Knows answers and their pieces; nothing of HTTP.
 """
 
 import asyncio
@@ -8,10 +8,14 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from hrm_edge.errors import HRMEdgeError
+
+from ..decoding.answer import Answer, Piece
+from ..decoding.rows import Rows, Seat
 
 logger = logging.getLogger("hrm_edge.server")
 END = object()
@@ -64,11 +68,25 @@ class FairQueue:
         return True
 
 
-class Job:
-    """An accepted request: `work` is run by the worker, its items are read in an event loop."""
+@dataclass(frozen=True)
+class Part:
+    """A piece of the answer with number `index`."""
 
-    def __init__(self, client: str, work: Iterator[Any]) -> None:
-        self.client, self.work, self.cancelled = client, work, False
+    index: int
+    piece: Piece
+
+
+class Job:
+    """An accepted request: a row computes `answers`, one after the other; a loop reads the parts.
+
+    Nothing of it is computed for a job that was `cancelled`.
+    """
+
+    def __init__(self, client: str, answers: Iterable[Answer]) -> None:
+        self.client, self.cancelled = client, False
+        self.answers = enumerate(answers)
+        self.index = 0  # of the answer under way
+        self.seat: Seat | None = None
         self._loop, self._items = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
     async def items(self, patience: float) -> AsyncIterator[Any]:
@@ -102,12 +120,14 @@ class Job:
 
 
 class Worker:
-    """The thread that runs jobs, at most `limit` waiting. Counts what became of them."""
+    """The thread that runs jobs, as many at once as there are rows and at most `limit` waiting.
 
-    def __init__(self, limit: int, interrupt: Callable[[], None]) -> None:
-        """`interrupt` is called from another thread to end the running job's current step."""
-        self.limit, self._interrupt = limit, interrupt
-        self.running: Job | None = None
+    Counts what became of them.
+    """
+
+    def __init__(self, limit: int, rows: Rows) -> None:
+        self.limit, self._rows = limit, rows
+        self.running: list[Job] = []
         self.counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
         self._queue, self._change, self._open = FairQueue(), threading.Condition(), True
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -122,16 +142,16 @@ class Worker:
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
         with self._change:
-            return self.running is None and not len(self._queue)
+            return not self.running and not len(self._queue)
 
     @property
     def open(self) -> bool:
         """Whether jobs are taken."""
         return self._open
 
-    def submit(self, client: str, work: Iterator[Any]) -> Job:
-        """Queue `work` for `client`. Raises QueueFull or ShuttingDown."""
-        job = Job(client, work)
+    def submit(self, client: str, answers: Iterable[Answer]) -> Job:
+        """Queue `answers` for `client`. Raises QueueFull or ShuttingDown."""
+        job = Job(client, answers)
         with self._change:
             self.check()
             self.counts["accepted"] += 1
@@ -148,17 +168,21 @@ class Worker:
             raise QueueFull
 
     def cancel(self, job: Job) -> None:
-        """Drop `job` if it waits, stop it if it runs."""
+        """Drop `job` if it waits, stop it if it runs: after the call under way, or within its own.
+
+        A call that is for others too goes on.
+        """
         with self._change:
             job.cancelled = True
             if self._queue.remove(job):
                 self.counts["cancelled"] += 1
-            elif job is self.running:
-                self._interrupt()
-                job.later(INTERRUPT_SECONDS, self.cancel)  # between two steps it went unheard
+            elif job in self.running:
+                if job.seat is not None:
+                    self._rows.interrupt(job.seat)
+                job.later(INTERRUPT_SECONDS, self.cancel)  # between two calls it went unheard
 
     def close(self) -> None:
-        """Take no more jobs and refuse the waiting ones; the running one goes on."""
+        """Take no more jobs and refuse the waiting ones; the running ones go on."""
         with self._change:
             self._open = False
             while len(self._queue):
@@ -167,50 +191,61 @@ class Worker:
             self._change.notify_all()
 
     def finish(self, seconds: float) -> bool:
-        """After `close`: give the running job `seconds`, then stop it. False if it won't stop."""
+        """After `close`: give running jobs `seconds`, then stop them. False if one won't stop."""
         self._thread.join(seconds)
         with self._change:
-            job = self.running
-        if job is not None:
+            left = list(self.running)
+        for job in left:
             job.deliver(ShuttingDown())
             self.cancel(job)
         self._thread.join(STOP_SECONDS)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            outcome = "failed"
-            try:
-                outcome = _run_job(job)
-            finally:
-                with self._change:
-                    self.counts[outcome] += 1
-                    self.running = None
+        while self._seated():
+            for seat, item in self._rows.step():
+                job = next(job for job in self.running if job.seat is seat)
+                self._pass_on(job, item)
 
-    def _next(self) -> Job | None:
+    def _seated(self) -> bool:
+        """Wait until there is something to compute, in its row; False if there never will be."""
         with self._change:
-            self._change.wait_for(lambda: len(self._queue) or not self._open)
-            self.running = self._queue.pop() if len(self._queue) else None
-            return self.running
+            for job in [job for job in self.running if job.cancelled]:
+                self._end(job, "cancelled")
+            self._change.wait_for(lambda: self.running or len(self._queue) or not self._open)
+            while len(self._queue) and self._rows.free:
+                job = self._queue.pop()
+                self.running.append(job)
+                self._next(job)
+            return bool(self.running) or self._open or len(self._queue) > 0
 
-
-def _run_job(job: Job) -> str:
-    """Run `job` to its end; what became of it."""
-    try:
-        for item in job.work:
-            if job.cancelled:
-                break
-            job.deliver(item)
-        return "cancelled" if job.cancelled else "finished"
-    except Exception as error:
+    def _pass_on(self, job: Job, item: Piece | Exception) -> None:
+        assert job.seat is not None
         if job.cancelled:
-            return "cancelled"
-        if not isinstance(error, HRMEdgeError):
-            logger.exception("a generation failed")
-        job.deliver(error)
-        return "failed"
-    finally:
-        close = getattr(job.work, "close", None)
-        if close is not None:
-            close()
+            return
+        if isinstance(item, Exception):
+            if not isinstance(item, HRMEdgeError):
+                logger.error("a generation failed", exc_info=item)
+            job.deliver(item)
+            self._end(job, "failed")
+            return
+        job.deliver(Part(job.index, item))
+        if job.seat.ended:
+            self._next(job)
+
+    def _next(self, job: Job) -> None:
+        """Begin the next answer of `job`, or end it."""
+        try:
+            job.index, answer = next(job.answers)
+        except StopIteration:
+            self._end(job, "finished")
+            return
+        job.seat = self._rows.join(answer)
+
+    def _end(self, job: Job, outcome: str) -> None:
+        with self._change:
+            if job.seat is not None:
+                self._rows.leave(job.seat)
+            self.running.remove(job)
+            self.counts[outcome] += 1
         job.deliver(END)

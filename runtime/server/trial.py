@@ -20,7 +20,7 @@ from typing import Any
 
 from hrm_edge.errors import HRMEdgeError
 
-from ..guided import Grammar, Guide
+from ..decoding.guided import Grammar, Guide
 
 REMEMBERED = 1000
 HEAVY = ("multipleOf", "maxLength", "minLength", "maxItems", "minItems", "maximum", "minimum")

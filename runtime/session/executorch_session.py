@@ -66,6 +66,11 @@ class ExecutorchSession:
         assert self.length > 0, "decode before prefill"
         return np.stack([self._run([token]) for token in ids])
 
+    def decode_rows(self, rows: Sequence["ExecutorchSession"], tokens: Sequence[int]) -> np.ndarray:
+        """As Session says, of the one row that there is."""
+        (row,) = rows
+        return row.decode(tokens)
+
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens; the first one of a sequence stays."""
         assert 0 <= n < self.length, (n, self.length)

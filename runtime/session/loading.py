@@ -9,6 +9,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.files import user_cache
 
 CPU = "cpu"
+MOST_ROWS = 64
 MOST_THREADS = 64  # or the number of processors, where there are more
 
 
@@ -27,7 +28,7 @@ class Loading:
     computes with, cpu, cuda or what else is installed. weight_cache: a directory to keep weights in
     as this machine packs them, for less memory. kv_share: which passes keep keys and values in one
     place, at some loss of quality; "none", "cycle" (the L passes of an H cycle) or "stack" (all L
-    passes).
+    passes). rows: sequences that can be held at once, each with max_context tokens.
     """
 
     threads: int | None = None
@@ -41,11 +42,14 @@ class Loading:
     kv_share: str = "none"
     l_cycles: tuple[int, ...] | None = None
     fast: bool = False
+    rows: int = 1
 
     def __post_init__(self) -> None:
         most = max(MOST_THREADS, os.cpu_count() or 1)
         if self.threads is not None and not 1 <= self.threads <= most:
             raise HRMEdgeError(f"threads is {self.threads}, expected 1 to {most}", "threads")
+        if not 1 <= self.rows <= MOST_ROWS:
+            raise HRMEdgeError(f"rows is {self.rows}, expected 1 to {MOST_ROWS}", "rows")
         if self.kv_share not in KV_SHARES:
             known = ", ".join(KV_SHARES)
             says = f"kv_share is {self.kv_share!r}, expected one of {known}"

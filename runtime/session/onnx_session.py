@@ -1,32 +1,21 @@
-"""Executes an ONNX bundle: `prefill`, `decode` and `rewind` over KV buffers written in place.
+"""A row of an ONNX bundle as a session: `prefill`, `decode` and `rewind` over its part of a cache.
 
-The rule of the graph: the first call is the bidirectional prefix, later calls are causal. Knows
-token ids and logits; nothing of text, sampling or stopping.
+Knows token ids and logits; nothing of text, sampling or stopping.
 """
 
-import contextlib
-import ctypes
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
-from hrm_edge import names
 from hrm_edge.bundle import Manifest
 from hrm_edge.errors import HRMEdgeError
 
-from . import providers
-from .huge_pages import huge_pages
-from .kv_cache import kv_buffers
-from .loading import CPU, Loading
-from .protocol import Cancelled
-from .threads import default_threads
-from .weight_cache import packed_graph
+from .loading import Loading
+from .onnx_model import OnnxModel
 
 DEFAULT = Loading()
-SHRINK = "memory.enable_memory_arena_shrinkage"
+Plan = tuple[bool, ...]
 
 
 class OnnxSession:
@@ -38,37 +27,27 @@ class OnnxSession:
         manifest: Manifest,
         max_context: int,
         loading: Loading = DEFAULT,
+        beside: "OnnxSession | None" = None,
     ) -> None:
-        """Load `path`/model.onnx with room for `max_context` tokens.
+        """Load `path`/model.onnx with room for `max_context` tokens in each of its rows.
 
+        The first row is this session; a further one takes the model of one that is `beside` it.
         Raises HRMEdgeError if ONNX Runtime refuses the model or lacks the provider, or the graph
-        the depth that `loading` asks for.
+        the depth or the rows that `loading` asks for.
         """
-        provider, threads = loading.provider, loading.threads
-        providers.check(provider, manifest)
         self.manifest, self.max_context, self.length = manifest, max_context, 0
-        graph = path / names.ONNX_MODEL
-        if loading.weight_cache is not None:
-            graph = _packed(graph, manifest, loading.weight_cache, threads, provider)
-        self._session = _load(graph, threads, provider)
-        _check_width(path, self._session, manifest)
-        optional = [value.name for value in self._session.get_overridable_initializers()]
-        self._flexible = names.PASSES in optional
+        self._model = beside._model if beside else OnnxModel(path, manifest, max_context, loading)
+        self._row = len(self._model.sessions)  # of the cache; moves, see _gather
+        self._model.sessions[self._row] = self
         plan_of = manifest.model.plan
         self._h_cycles = cycles = loading.h_cycles or manifest.model.H_cycles
         self._usual = self._plan = plan_of(loading.l_cycles, cycles)
         self._shallow = plan_of([1] * cycles, cycles)  # what drafts
-        if not (self._flexible or all(self._usual)):
+        if not (self._model.flexible or all(self._usual)):
             raise _rigid(str(path), self._usual)
         self.kv_share = loading.kv_share
         self.batches = self.kv_share == "none"
-        kept = manifest.model.shared_slots(self.kv_share)
-        self._cache = kv_buffers(self._session, max_context, provider, kept)
-        self._binding = self._session.io_binding()
-        self._cache.bind(self._binding)
         self._drafted = 0  # tokens behind `length` that `draft` has read
-        self._mask = np.ones((1, max_context), np.int64)
-        self._running, self._on_cpu = _quiet_run(), provider == CPU
         self.prefix: list[int] = []
         self._prefix_logits = np.array([], np.float32)
 
@@ -92,12 +71,12 @@ class OnnxSession:
         self._plan = plan
         return self._prefix_logits
 
-    def plan(self, l_cycles: Sequence[int] | None) -> tuple[bool, ...]:
+    def plan(self, l_cycles: Sequence[int] | None) -> Plan:
         """As Session says."""
         if l_cycles is None:
             return self._usual
         plan = self.manifest.model.plan(l_cycles, self._h_cycles)
-        if not (self._flexible or all(plan)):
+        if not (self._model.flexible or all(plan)):
             raise _rigid("this bundle", plan)
         return plan
 
@@ -112,6 +91,23 @@ class OnnxSession:
             return self._run(ids, keep=0)
         return np.concatenate([self._run([token], keep=0) for token in ids])
 
+    def decode_rows(self, rows: Sequence["OnnxSession"], tokens: Sequence[int]) -> np.ndarray:
+        """As Session says: a call for each plan that some of the rows run."""
+        found = np.empty((len(rows), self.manifest.model.vocab_size), np.float32)
+        plans: dict[Plan, list[int]] = {}
+        for i, row in enumerate(rows):
+            assert row.length > 0, "decode before prefill"
+            plans.setdefault(row._plan, []).append(i)
+        self._gather([[rows[i] for i in each] for each in plans.values()])
+        for plan, each in plans.items():
+            each.sort(key=lambda i: rows[i]._row)
+            past = [rows[i].length for i in each]
+            ids = np.array([[tokens[i]] for i in each], np.int64)
+            found[each] = self._model.call(rows[each[0]]._row, past, ids, plan)[:, 0]
+            for i in each:
+                rows[i]._move_to(rows[i].length + 1)
+        return found
+
     def rewind(self, n: int) -> None:
         """Forget the last `n` tokens; the first one of a sequence stays."""
         assert 0 <= n < self.length, (n, self.length)
@@ -120,7 +116,7 @@ class OnnxSession:
     @property
     def can_draft(self) -> bool:
         """Whether `draft` may be called: the graph can leave passes out, and has some to leave."""
-        return self._flexible and self.batches and self._usual != self._shallow
+        return self._model.flexible and self.batches and self._usual != self._shallow
 
     def draft(self, ids: Sequence[int]) -> np.ndarray:
         """Read `ids`, behind those drafted before, through the last L pass of each H cycle alone.
@@ -135,17 +131,34 @@ class OnnxSession:
 
     def prefix_state(self) -> tuple[np.ndarray, np.ndarray]:
         """The prefix's last logits [V] and the bytes of its cache, uint8 [n]."""
-        return self._prefix_logits, self._cache.read(len(self.prefix))
+        return self._prefix_logits, self._model.cache.read(self._row, len(self.prefix))
 
     def set_prefix_state(self, prefix: list[int], logits: np.ndarray, cache: np.ndarray) -> None:
         """Take over what `prefix_state` gave, as if `prefix` had just been read."""
-        self._cache.write(cache, len(prefix))
+        self._model.cache.write(self._row, cache, len(prefix))
         self.prefix, self._prefix_logits = list(prefix), logits
         self._move_to(len(prefix))
 
     def cancel(self) -> None:
         """From another thread: end the call under way, which raises Cancelled; else nothing."""
-        self._running.terminate = True
+        self._model.cancel()
+
+    def _gather(self, groups: Sequence[Sequence["OnnxSession"]]) -> None:
+        """Let the rows of each group lie side by side in the cache, whatever of it has to move."""
+        places = [sorted(row._row for row in group) for group in groups]
+        if all(place[-1] - place[0] + 1 == len(place) for place in places):
+            return
+        for place, row in enumerate(row for group in groups for row in group):
+            if row._row != place:
+                sessions, other = self._model.sessions, self._model.sessions[place]
+                self._model.cache.swap(row._row, place, max(row._held, other._held))
+                row._row, other._row = place, row._row
+                sessions[place], sessions[other._row] = row, other
+
+    @property
+    def _held(self) -> int:
+        """Tokens of its row that it may come back to."""
+        return max(self.length, len(self.prefix))
 
     def _move_to(self, length: int) -> None:
         self.length, self._drafted = length, 0
@@ -155,50 +168,9 @@ class OnnxSession:
         self._move_to(self.length + len(ids))
         return logits
 
-    def _call(self, past: int, ids: Sequence[int], plan: tuple[bool, ...], keep: int) -> np.ndarray:
+    def _call(self, past: int, ids: Sequence[int], plan: Plan, keep: int) -> np.ndarray:
         """Run the passes of `plan` on `ids` behind `past` tokens; logits [kept, V]."""
-        total, binding = past + len(ids), self._binding
-        assert len(ids) > 0 and total <= self.max_context, (len(ids), total, self.max_context)
-        optional = {names.LOGITS_TO_KEEP: np.array([keep], np.int64)}
-        if self._flexible:
-            optional[names.PASSES] = np.array(plan)
-        binding.bind_cpu_input(names.INPUT_IDS, np.array([ids], np.int64))
-        binding.bind_cpu_input(names.ATTENTION_MASK, self._mask[:, :total])
-        for name, array in optional.items():  # the binding has no NodeArg of them: OrtValues only
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        # into memory of ours: to ask the binding for its outputs would fetch the whole cache's too
-        logits = np.empty((1, keep or len(ids), self.manifest.model.vocab_size), np.float32)
-        binding.bind_output(names.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._compute(prefix=past == 0)
-        return logits[0]
-
-    def _compute(self, prefix: bool) -> None:
-        self._running = _quiet_run()
-        if prefix and self._on_cpu:  # what a long prompt took beside its cache is not needed again
-            self._running.add_run_config_entry(SHRINK, "cpu:0")
-        try:
-            self._session.run_with_iobinding(self._binding, self._running)
-        except Exception:  # onnxruntime's exceptions share no public base
-            if self._running.terminate:
-                raise Cancelled("the answer was cancelled") from None
-            raise
-
-
-def _quiet_run() -> ort.RunOptions:
-    """For one call; ONNX Runtime does not print that it was cancelled."""
-    options = ort.RunOptions()
-    options.log_severity_level = 4
-    return options
-
-
-def _check_width(path: Path, session: ort.InferenceSession, manifest: Manifest) -> None:
-    """Raise HRMEdgeError if the graph has another vocabulary than the manifest says."""
-    (width,) = (out.shape[-1] for out in session.get_outputs() if out.name == names.LOGITS)
-    if width != manifest.model.vocab_size:
-        raise HRMEdgeError(
-            f"{path / names.MANIFEST}: damaged manifest (model.vocab_size is "
-            f"{manifest.model.vocab_size}, the graph's {width}); export again"
-        )
+        return self._model.call(self._row, [past], np.array([ids], np.int64), plan, keep)[0]
 
 
 def _rigid(which: str, plan: Sequence[bool]) -> HRMEdgeError:
@@ -206,49 +178,3 @@ def _rigid(which: str, plan: Sequence[bool]) -> HRMEdgeError:
         f"{which}: its graph always runs all {len(plan)} passes, not {sum(plan)} of them; export "
         "the checkpoint again"
     )
-
-
-def _load(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
-    with huge_pages():
-        with _refusing(path):
-            session = providers.open_graph(str(path), _options(threads), provider)
-        _trim_heap()
-    return session
-
-
-def _packed(
-    path: Path, manifest: Manifest, directory: Path, threads: int | None, provider: str
-) -> Path:
-    if provider != CPU:
-        raise HRMEdgeError(f"a weight cache is for provider cpu, not {provider}; turn it off")
-    with _refusing(path):
-        return packed_graph(path, manifest, directory, lambda: _options(threads))
-
-
-def _options(threads: int | None) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or default_threads() or 0
-    return options
-
-
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn what ONNX Runtime raises over the graph at `path` into one line."""
-    try:
-        yield
-    except (HRMEdgeError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # onnxruntime's exceptions share no public base
-        reason = str(error).strip().splitlines()[0]
-        raise HRMEdgeError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load it ({reason})"
-        ) from None
-
-
-def _trim_heap() -> None:
-    """Return to the system what loading freed: the weights as they were before packing."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # glibc; musl has none
-            libc.malloc_trim(0)

@@ -1,5 +1,6 @@
 """Which engine runs which bundle."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hrm_edge import memory
@@ -15,20 +16,27 @@ DEFAULT = Loading()
 
 def open_session(bundle: Bundle, loading: Loading = DEFAULT) -> Session:
     """A session over `bundle`. Raises HRMEdgeError if it cannot be run so, or does not fit."""
+    return open_rows(bundle, replace(loading, rows=1))[0]
+
+
+def open_rows(bundle: Bundle, loading: Loading) -> Sequence[Session]:
+    """`loading.rows` sessions over one loaded `bundle`. Raises as `open_session`."""
     loading = settled(bundle, loading)
     bundle = as_loaded(bundle, loading)
     manifest, room = bundle.manifest, memory.available() if loading.provider == CPU else None
     if manifest.target == "onnx":
         from .onnx_session import OnnxSession
 
-        length = choose_context(bundle, loading.max_context, room)
-        return OnnxSession(bundle.path, manifest, length, loading)
+        length = choose_context(bundle, loading.max_context, room, loading.rows)
+        first = OnnxSession(bundle.path, manifest, length, loading)
+        rest = range(1, loading.rows)
+        return [first, *(OnnxSession(bundle.path, manifest, length, loading, first) for _ in rest)]
     if manifest.target == "executorch":
         from .executorch_session import ExecutorchSession
 
         _refuse_what_executorch_lacks(bundle, loading)
         length = choose_context(bundle, loading.max_context, room)
-        return ExecutorchSession(bundle.path, manifest, length, loading.threads)
+        return [ExecutorchSession(bundle.path, manifest, length, loading.threads)]
     raise HRMEdgeError(f"{bundle.path}: no session runs target {manifest.target!r}")
 
 
@@ -41,6 +49,7 @@ def _refuse_what_executorch_lacks(bundle: Bundle, loading: Loading) -> None:
         "--kv-share": loading.kv_share != "none",
         "--l-cycles": loading.l_cycles is not None,
         "--fast": loading.fast,
+        "--parallel": loading.rows > 1,
     }
     given = [option for option, asked in lacks.items() if asked]
     if given:

@@ -1,7 +1,7 @@
 """What every engine offers the layers above it."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,13 @@ class Session(Protocol):
 
     def decode(self, ids: Sequence[int]) -> np.ndarray:
         """Append one or several ids, causally; logits [len(ids), V]."""
+        ...
+
+    def decode_rows(self, rows: Sequence[Any], tokens: Sequence[int]) -> np.ndarray:
+        """Append a token to each of `rows`, sessions over one model; logits [len(rows), V].
+
+        All in one call, where that is possible.
+        """
         ...
 
     def rewind(self, n: int) -> None:

@@ -177,7 +177,7 @@ def _logits(path: str, options: ort.SessionOptions) -> np.ndarray:
     feeds = {}
     for value in session.get_inputs():
         shape = [size if isinstance(size, int) else 3 for size in value.shape]
-        feeds[value.name] = np.zeros(shape, ort_dtype(value.type))
+        feeds[value.name] = np.ones([1, *shape[1:]], ort_dtype(value.type))
     return np.asarray(session.run([LOGITS], feeds)[0])
 
 

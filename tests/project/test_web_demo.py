@@ -268,7 +268,7 @@ def scripts() -> list[str]:
 def test_candidates_are_those_of_the_python_sampler() -> None:
     import numpy as np
 
-    from hrm_edge.runtime.sampling import candidates
+    from hrm_edge.runtime.decoding.sampling import candidates
 
     logits = np.random.default_rng(0).normal(0, 3, 64).astype(np.float32)
     cases: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ from jsonschema_rs import validator_for
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.runtime import Model, load
-from hrm_edge.runtime.speculation import Pace
+from hrm_edge.runtime.decoding.speculation import Pace
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
 
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.runtime.processors import count_penalty, logit_bias, repetition_penalty
+from hrm_edge.runtime.decoding.processors import count_penalty, logit_bias, repetition_penalty
 
 LOGITS = np.random.default_rng(0).standard_normal(50).astype(np.float32) * 3
 PROMPT, ANSWER = [3, 7, 7, 9], [1, 7, 20, 1, 1]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from hrm_edge.runtime.sampling import candidates, make_sampler
+from hrm_edge.runtime.decoding.sampling import candidates, make_sampler
 
 LOGITS = np.random.default_rng(0).standard_normal(50).astype(np.float32) * 3
 

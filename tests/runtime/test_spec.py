@@ -13,11 +13,11 @@ from hrm_edge.config import HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.fit import largest_context, need
 from hrm_edge.prompt import format_prompt, parse_conditions
-from hrm_edge.runtime.sampling import candidates, make_chooser, make_sampler
+from hrm_edge.runtime.decoding.sampling import candidates, make_chooser, make_sampler
+from hrm_edge.runtime.decoding.speculation import Experience, Pace, PromptLookup, Verifier
+from hrm_edge.runtime.decoding.stopping import Ending
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.settings import Options, Settings
-from hrm_edge.runtime.speculation import Experience, Pace, PromptLookup, Verifier
-from hrm_edge.runtime.stopping import Ending
 
 SPEC = Path(__file__).parents[2] / "spec"
 

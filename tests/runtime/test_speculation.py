@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import pytest
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import Model, load
-from hrm_edge.runtime.sampling import candidates, make_chooser, make_sampler
-from hrm_edge.runtime.speculation import Experience, Pace, PromptLookup, Verifier, lookups
+from hrm_edge.runtime.decoding.sampling import candidates, make_chooser, make_sampler
+from hrm_edge.runtime.decoding.speculation import Experience, Pace, PromptLookup, Verifier, lookups
 from tiny_models import Shape, write_model
 
 pytestmark = pytest.mark.slow
@@ -103,6 +104,9 @@ class Toy:
             self.ids.append(token)
             rows.append(TABLE[self.ids[-2], self.ids[-1]])
         return np.stack(rows)
+
+    def decode_rows(self, rows: Sequence[Any], tokens: Sequence[int]) -> np.ndarray:
+        raise NotImplementedError
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         raise NotImplementedError
@@ -217,11 +221,12 @@ def test_the_drafter_that_promises_most_drafts() -> None:
     sure, doubtful = Pace(Costly(), learned), Pace(Guesser(), learned)
     toy = Verifier(Toy(), make_chooser(make_sampler(0, 0, 1, 0, None), []), 9, (), [doubtful, sure])
     assert doubtful.offer([0], 8).rate > sure.offer([0], 8).rate > 0
-    assert toy._draft([0])[0][1] == []  # what costs is not asked for a guess that is not used
+    toy._answer = [0]
+    assert toy._drafted()[0][1] == []  # what costs is not asked for a guess that is not used
     for _ in range(8):
         doubtful.learn([1, 2], [0])
     assert doubtful.offer([0], 8).rate < sure.offer([0], 8).rate
-    guesses, draft = toy._draft([0])
+    guesses, draft = toy._drafted()
     assert draft == guesses[1] == [1, 2, 1, 2, 1, 2, 1, 2][: sure.offer([0], 8).worth]
     for _ in range(2):
         learned.drafted(Costly(), 1.0)  # ten calls a token

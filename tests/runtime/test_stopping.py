@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hrm_edge.runtime import load
+from hrm_edge.runtime.decoding.stopping import LEAST_REPEATED, LONGEST_PERIOD, Repetition, StopText
 from hrm_edge.runtime.settings import LOOP
-from hrm_edge.runtime.stopping import LEAST_REPEATED, LONGEST_PERIOD, Repetition, StopText
 
 
 def shown(text: str, stops: list[str], cuts: random.Random) -> tuple[str, bool]:

@@ -1,15 +1,18 @@
 """Log-probabilities as OpenAI's two APIs write them, and the scoring of a given answer."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from hrm_edge import memory
 from hrm_edge.prompt import Tokenizer
 
-from ...engine import Model, Piece, Stats
-from ...sampling import Choice, make_chooser
+from ...decoding.answer import Append, Piece, Prefix, Stats, Steps
+from ...decoding.sampling import make_chooser
+from ...session.protocol import Session
 from ...settings import Settings
 
 SCORED_AT_ONCE = 32  # tokens a call, so that logits stay small and a cancel is heard
@@ -62,51 +65,58 @@ def text_logprobs(pieces: Sequence[Piece], names: Names, offset: int = 0) -> dic
     }
 
 
-def score(
-    model: Model, prefix: list[int], answer: list[int], settings: Settings, more: int
-) -> Iterator[Piece]:
-    """`prefix` and `answer` as pieces, those of the answer with the model's log-probabilities.
+@dataclass(frozen=True)
+class Scoring:
+    """An Answer that is given: the prefix and `answer` as pieces, the latter with logprobs.
 
     The prefix is read in both directions, so its tokens have none. `more` is 0 or 1: the number of
-    tokens to add, greedily. The last piece has stats, as one of an answer has.
+    tokens to add, greedily.
     """
-    started, held = time.perf_counter(), list[Piece]()
-    top = settings.logprobs or 0
-    logits = model.session.start(prefix, settings.l_cycles)
-    ready = time.perf_counter()
-    for piece in (Piece(_text(model, token), token) for token in prefix):
-        held.append(piece)
-        if len(held) > 1:
-            yield held.pop(0)
-    for at in range(0, len(answer), SCORED_AT_ONCE):
-        part = answer[at : at + SCORED_AT_ONCE]
-        rows = model.session.decode(part)
-        for token, row in zip(part, [logits, *rows[:-1]], strict=True):
+
+    tokenizer: Tokenizer
+    ids: list[int]
+    answer: list[int]
+    settings: Settings
+    more: int
+
+    def steps(self, session: Session, alone: Callable[[], bool]) -> Steps:
+        """As Answer says; several tokens a call, whoever waits."""
+        started, held = time.perf_counter(), list[Piece]()
+        logits = yield Prefix(self.ids, self.settings.l_cycles)
+        assert logits is not None
+        ready = time.perf_counter()
+        for piece in (Piece(self._text(token), token) for token in self.ids):
+            held.append(piece)
+            if len(held) > 1:
+                yield held.pop(0)
+        for at in range(0, len(self.answer), SCORED_AT_ONCE):
+            part = self.answer[at : at + SCORED_AT_ONCE]
+            rows = yield Append(part)
+            assert rows is not None
+            for token, row in zip(part, [logits, *rows[:-1]], strict=True):
+                yield held.pop()
+                held.append(self._scored(token, row))
+            logits = rows[-1]
+        if self.more:
             yield held.pop()
-            held.append(_scored(model, token, row, top))
-        logits = rows[-1]
-    if more:
-        yield held.pop()
-        held.append(_scored(model, int(logits.argmax()), logits, top))
-    seconds = time.perf_counter() - ready
-    stats = Stats(
-        prompt_tokens=len(prefix) + len(answer),
-        completion_tokens=more,
-        ttft=time.perf_counter() - started,
-        prefill_tps=len(prefix) / max(ready - started, 1e-9),
-        decode_tps=len(answer) / max(seconds, 1e-9),
-        peak_memory=memory.peak(),
-        anonymous_memory=memory.anonymous(),
-    )
-    yield replace(held[0], finish_reason="length", stats=stats)
+            held.append(self._scored(int(logits.argmax()), logits))
+        seconds = time.perf_counter() - ready
+        stats = Stats(
+            prompt_tokens=len(self.ids) + len(self.answer),
+            completion_tokens=self.more,
+            ttft=time.perf_counter() - started,
+            prefill_tps=len(self.ids) / max(ready - started, 1e-9),
+            decode_tps=len(self.answer) / max(seconds, 1e-9),
+            peak_memory=memory.peak(),
+            anonymous_memory=memory.anonymous(),
+        )
+        yield replace(held[0], finish_reason="length", stats=stats)
 
+    def _scored(self, token: int, logits: np.ndarray) -> Piece:
+        choose = make_chooser(lambda _: token, (), self.settings.logprobs or 0)
+        choice = choose((), logits)
+        top = choice.top_logprobs
+        return Piece(self._text(token), token, logprob=choice.logprob, top_logprobs=top)
 
-def _scored(model: Model, token: int, logits: Any, top: int) -> Piece:
-    choice: Choice = make_chooser(lambda _: token, (), top)((), logits)
-    return Piece(
-        _text(model, token), token, logprob=choice.logprob, top_logprobs=choice.top_logprobs
-    )
-
-
-def _text(model: Model, token: int) -> str:
-    return model.tokenizer.decode([token])
+    def _text(self, token: int) -> str:
+        return self.tokenizer.decode([token])

@@ -13,7 +13,8 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime.session.loading import Loading
-from hrm_edge.runtime.session.onnx_session import SHRINK, OnnxSession
+from hrm_edge.runtime.session.onnx_model import SHRINK
+from hrm_edge.runtime.session.onnx_session import OnnxSession
 from hrm_edge.runtime.session.opening import open_session
 from tiny_models import Shape, write_model
 
@@ -128,7 +129,7 @@ def test_the_prefix_writes_what_decoding_writes(tmp_path: Path, kv_bits: int, dt
         session.prefill(ids[:first])
         if ids[first:]:
             session.decode(ids[first:])
-        caches.append(session._cache.read(len(ids))[:size].view(dtype))
+        caches.append(session._model.cache.read(0, len(ids))[:size].view(dtype))
     assert caches[0].any()
     np.testing.assert_allclose(*caches, rtol=1e-4, atol=1e-5)
 
@@ -137,10 +138,10 @@ def test_the_scratch_of_a_prefix_is_given_back(bundle: Bundle) -> None:
     session = open_session(bundle, Loading(threads=1, max_context=64))
     assert isinstance(session, OnnxSession)
     session.prefill([20, 21])
-    assert session._running.get_run_config_entry(SHRINK) == "cpu:0"
+    assert session._model._running.get_run_config_entry(SHRINK) == "cpu:0"
     session.decode([22])
     with pytest.raises(RuntimeError, match=SHRINK):
-        session._running.get_run_config_entry(SHRINK)
+        session._model._running.get_run_config_entry(SHRINK)
 
 
 @pytest.mark.parametrize("kv_bits", [32, 8, 4])

@@ -157,12 +157,12 @@ def test_a_client_that_leaves_is_cancelled_running_or_waiting(
 ) -> None:
     before, worker = running.settle(), running.server.worker
     first = begin(running, FOREVER | {"stream": stream})
-    wait_for(lambda: worker.running is not None)
+    wait_for(lambda: worker.running)
     second = begin(running, FOREVER | {"stream": stream})
     wait_for(lambda: worker.queued == 1)
     second.close()
     wait_for(lambda: worker.queued == 0)
-    assert worker.running is not None, "the one that stays goes on"
+    assert worker.running, "the one that stays goes on"
     first.close()
     assert running.settle()["cancelled"] == before["cancelled"] + 2
 
@@ -170,7 +170,7 @@ def test_a_client_that_leaves_is_cancelled_running_or_waiting(
 def test_a_full_queue_says_when_to_come_back(running: Running) -> None:
     worker = running.server.worker
     held = [begin(running, FOREVER)]
-    wait_for(lambda: worker.running is not None)
+    wait_for(lambda: worker.running)
     held += [begin(running, FOREVER) for _ in range(2)]
     wait_for(lambda: worker.queued == 2)
     refused = post(running, FOREVER)

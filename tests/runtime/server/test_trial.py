@@ -10,7 +10,7 @@ import pytest
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.runtime import Model, load
-from hrm_edge.runtime.guided import Grammar
+from hrm_edge.runtime.decoding.guided import Grammar
 from hrm_edge.runtime.server.trial import Budget, Trial
 from serving import Running, serving
 

@@ -14,10 +14,10 @@ from hrm_edge.checkpoint import Checkpoint
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
 from hrm_edge.runtime import Model, engine, load
+from hrm_edge.runtime.decoding.speculation import Pace
 from hrm_edge.runtime.session.loading import Loading
 from hrm_edge.runtime.session.onnx_session import OnnxSession
 from hrm_edge.runtime.session.opening import open_session
-from hrm_edge.runtime.speculation import Pace
 from references import Recurrence, prompt
 from tiny_models import Shape, write_model
 
@@ -126,7 +126,7 @@ def test_a_model_drafts_for_itself_by_default(exact: Bundle, monkeypatch) -> Non
     monkeypatch.setattr(engine, "_shallow", engine._shallow.__dict__["honest"])
     always(monkeypatch, 2)
     model = load(exact.path, threads=1)
-    assert model.draft is model.session
+    assert model.draft == "shallow"
     assert model.generate("zq", max_tokens=20).stats.drafted > 0
     assert load(exact.path, threads=1, kv_share="cycle").draft is None
 

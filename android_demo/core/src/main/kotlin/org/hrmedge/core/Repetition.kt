@@ -4,7 +4,7 @@ private const val LONGEST_PERIOD = 64 // tokens of what is repeated
 private const val REPEATS = 8
 private const val LEAST_REPEATED = 128 // tokens that repetitions have to fill: a ruled line is no loop
 
-/** Finds the end of a list of tokens that is one block over and over, as runtime/stopping.py. */
+/** Finds the end of a list of tokens that is one block over and over, as runtime/decoding/stopping.py. */
 class Repetition {
     private val last = ArrayDeque<Int>()
     private val same = IntArray(LONGEST_PERIOD + 1) // by period: tokens in a row like those before

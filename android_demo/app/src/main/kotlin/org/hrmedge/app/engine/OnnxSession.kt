@@ -221,7 +221,8 @@ private class KVTensors(
 
     private fun make(environment: OrtEnvironment, input: NodeInfo, context: Int): OnnxTensor {
         val info = input.info as TensorInfo
-        val shape = info.shape.also { it[2] = context.toLong() }
+        val (_, heads, _, width) = info.shape.toList()
+        val shape = longArrayOf(1, heads, context.toLong(), width)
         val bytes = shape.fold(info.type.size.toLong(), Long::times)
         if (bytes > Int.MAX_VALUE) throw tooLarge(context)
         val buffer = memory.allocate(bytes.toInt()).order(ByteOrder.nativeOrder())

@@ -10,7 +10,7 @@ import numpy as np
 
 from hrm_edge.errors import HRMEdgeError
 
-from .settings import Settings
+from ..settings import Settings
 
 Processor = Callable[[Sequence[int], np.ndarray], np.ndarray]
 

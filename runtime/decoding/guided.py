@@ -14,7 +14,7 @@ import numpy as np
 
 from hrm_edge.errors import HRMEdgeError
 
-from .settings import CONSTRAINTS, Settings
+from ..settings import CONSTRAINTS, Settings
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..session.protocol import Session
 from .sampling import Choice, Chooser
-from .session.protocol import Session
 
 MOST = 15  # drafted tokens in a call
 WINDOW = 5  # calls of a size whose times are remembered
@@ -264,9 +264,9 @@ class Tally:
     accepted: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Verifier:
-    """The one loop for all drafters, and for none: from a prefix's logits to drawn tokens."""
+    """The one loop for all drafters, and for none: from logits to drawn tokens, call by call."""
 
     session: Session
     choose: Chooser
@@ -276,60 +276,70 @@ class Verifier:
     learned: Experience = field(default_factory=Experience)
     tally: Tally = field(default_factory=Tally)
 
+    def __post_init__(self) -> None:
+        self._answer: list[int] = []
+        self._draft: list[int] = []  # that the call under way verifies
+        self._guesses: list[list[int]] = []  # of every drafter
+        self._called: float | None = None  # when, if it is a call to learn from
+
     def run(self, logits: np.ndarray) -> Iterator[Choice]:
         """Draw from the prefix's logits [V], and on until an end token or the limit.
 
         After each call the session holds the prefix and all of the answer but its last token.
         """
-        answer: list[int] = []
-        rows, draft, guesses = logits[None], [], []
+        rows = logits[None]
         while True:
-            drawn = self._draw(answer, rows, draft)
-            self._settle(answer[-len(drawn) :], draft, guesses)
-            yield from drawn
-            if len(answer) >= self.limit or answer[-1] in self.ends:
+            yield from self.take(rows)
+            if len(self._answer) >= self.limit or self._answer[-1] in self.ends:
                 return
-            guesses, draft = self._draft(answer)
-            rows = self._decode([answer[-1], *draft])
+            rows = self.session.decode(self.ask())
 
-    def _draw(self, answer: list[int], rows: np.ndarray, draft: Sequence[int]) -> list[Choice]:
-        """Append tokens to `answer`, one for each row as long as the draft before it was right."""
+    def ask(self, drafts: bool = True) -> list[int]:
+        """The ids to append at the next call: the last token, and `drafts` as far as they pay."""
+        self._guesses, self._draft = self._drafted() if drafts else ([], [])
+        self.tally.calls += 1
+        self._called = time.perf_counter() if drafts else None
+        return [self._answer[-1], *self._draft]
+
+    def take(self, rows: np.ndarray) -> list[Choice]:
+        """The tokens that are drawn from what the call gave, logits [ids asked for, V]."""
+        if self._called is not None:
+            self.learned.observe(len(rows), time.perf_counter() - self._called)
+        drawn = self._draw(rows)
+        self._settle(self._answer[-len(drawn) :])
+        return drawn
+
+    def _draw(self, rows: np.ndarray) -> list[Choice]:
+        """Append tokens to the answer, one for each row while the draft before it was right."""
         drawn: list[Choice] = []
-        for row, drafted in zip(rows, [*draft, None], strict=True):
-            drawn.append(self.choose(answer, row))
-            answer.append(drawn[-1].token)
-            if answer[-1] != drafted or answer[-1] in self.ends:
+        for row, drafted in zip(rows, [*self._draft, None], strict=True):
+            drawn.append(self.choose(self._answer, row))
+            self._answer.append(drawn[-1].token)
+            if self._answer[-1] != drafted or self._answer[-1] in self.ends:
                 break
         return drawn
 
-    def _settle(self, drawn: list[int], draft: list[int], guesses: list[list[int]]) -> None:
+    def _settle(self, drawn: list[int]) -> None:
         """Forget drafts that were wrong, and let every drafter learn."""
         stood = len(drawn) - 1
-        self.session.rewind(len(draft) - stood)
-        self.tally.drafted += len(draft)
+        self.session.rewind(len(self._draft) - stood)
+        self.tally.drafted += len(self._draft)
         self.tally.accepted += stood
-        for pace, guess in zip(self.paces, guesses, strict=False):
+        for pace, guess in zip(self.paces, self._guesses, strict=False):
             pace.learn(guess, drawn)
 
-    def _draft(self, answer: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    def _drafted(self) -> tuple[list[list[int]], list[int]]:
         """(every drafter's guess, what to verify: that of the one which promises most)."""
-        most = self.limit - len(answer) - 1
-        offers = [pace.offer(answer, most) for pace in self.paces]
+        most = self.limit - len(self._answer) - 1
+        offers = [pace.offer(self._answer, most) for pace in self.paces]
         guesses = [offer.guess for offer in offers]
         worthy = [i for i, offer in enumerate(offers) if offer.worth]
         if not worthy:
             return guesses, []
         best = max(worthy, key=lambda i: offers[i].rate)
         if self.paces[best].drafter.cost:
-            guesses[best] = self.paces[best].guess(answer, offers[best].worth)
+            guesses[best] = self.paces[best].guess(self._answer, offers[best].worth)
         return guesses, guesses[best][: offers[best].worth]
-
-    def _decode(self, ids: list[int]) -> np.ndarray:
-        started = time.perf_counter()
-        rows = self.session.decode(ids)
-        self.learned.observe(len(ids), time.perf_counter() - started)
-        self.tally.calls += 1
-        return rows
 
 
 def lookups(prompt: Sequence[int], learned: Experience) -> list[Pace]:

@@ -1,0 +1,1 @@
+"""From a session's logits to the pieces of an answer."""
