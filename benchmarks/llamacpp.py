@@ -98,7 +98,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Llama:
-    """One sequence over one loaded GGUF file, on the CPU."""
+    """A sequence over one loaded GGUF file, or several, on the CPU."""
 
     def __init__(
         self,
@@ -108,8 +108,9 @@ class Llama:
         kv: str = "f16",
         flash: str = "auto",
         batch: int = 512,
+        rows: int = 1,
     ) -> None:
-        """Load `path` with room for `context` tokens; `batch` tokens are computed at once.
+        """Load `path` with room for `context` tokens in each of `rows`; `batch` tokens at once.
 
         `kv` is one of KV_TYPES, `flash` one of FLASH_ATTENTION. Raises HRMEdgeError with
         llama.cpp's own last words if it refuses the file.
@@ -124,6 +125,7 @@ class Llama:
             said = "; ".join(self._messages) or "no reason given"
             raise HRMEdgeError(f"{path}: llama.cpp {RELEASE} cannot load it ({said})")
         threads = threads or os.cpu_count() or 1
+        self._rows = rows
         self._context = self._new_context(context, threads, KV_TYPES[kv], flash, batch)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self.vocab_size: int = self._api.llama_vocab_n_tokens(self._vocab)
@@ -147,6 +149,20 @@ class Llama:
     def decode(self, ids: Sequence[int]) -> np.ndarray:
         """Append `ids` (at most `batch`), causally; logits [len(ids), V], float32."""
         return self._run(ids, True)
+
+    def read_row(self, row: int, ids: Sequence[int]) -> np.ndarray:
+        """Forget what `row` holds and read `ids` into it, causally; logits [V] of the last one."""
+        self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._context), row, 0, -1)
+        logits = []
+        for start in range(0, len(ids), self.batch):
+            part = ids[start : start + self.batch]
+            places = range(start, start + len(part))
+            logits.append(self._compute(part, places, [row] * len(part), 1))
+        return logits[-1][0]
+
+    def decode_rows(self, tokens: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
+        """A token for each of the first rows, which hold `lengths` tokens; logits [rows, V]."""
+        return self._compute(tokens, lengths, range(len(tokens)), len(tokens))
 
     def rewind(self, length: int) -> None:
         """Forget all tokens past the first `length`; 0 forgets everything."""
@@ -182,7 +198,8 @@ class Llama:
 
     def _new_context(self, context: int, threads: int, kv: int, flash: str, batch: int) -> int:
         params = self._api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context, batch, batch
+        params.n_ctx, params.n_batch, params.n_ubatch = self._rows * context, batch, batch
+        params.n_seq_max, params.kv_unified = self._rows, False
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = kv
         params.flash_attn_type = FLASH_ATTENTION[flash]
@@ -197,24 +214,31 @@ class Llama:
     def _run(self, ids: Sequence[int], every: bool) -> np.ndarray:
         n = len(ids)
         assert 0 < n <= self.batch and self.length + n <= self.max_context, (n, self.length)
-        keep = (c.c_int8 * n)(*([int(every)] * (n - 1) + [1]))
-        sequences = (c.c_int32 * 1)(0)
+        places = range(self.length, self.length + n)
+        logits = self._compute(ids, places, [0] * n, n if every else 1)
+        self.length += n
+        return logits
+
+    def _compute(
+        self, ids: Sequence[int], places: Sequence[int], rows: Sequence[int], kept: int
+    ) -> np.ndarray:
+        """Logits [kept, V] of the last `kept` of `ids`, each at its place in its row."""
+        n = len(ids)
+        sequences = [(c.c_int32 * 1)(row) for row in rows]
         arrays = (
             (c.c_int32 * n)(*ids),
             None,
-            (c.c_int32 * n)(*range(self.length, self.length + n)),
+            (c.c_int32 * n)(*places),
             (c.c_int32 * n)(*([1] * n)),
-            (P * n)(*([c.addressof(sequences)] * n)),
-            keep,
+            (P * n)(*map(c.addressof, sequences)),
+            (c.c_int8 * n)(*([0] * (n - kept) + [1] * kept)),
         )
         pointers = [c.cast(a, P) if a is not None else None for a in arrays]
         code = self._api.llama_decode(self._context, Batch(n, *pointers))
         if code:
             raise RuntimeError(f"llama_decode returned {code}: {'; '.join(self._messages)}")
-        self.length += n
-        rows = n if every else 1
         logits = self._api.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(logits, (rows, self.vocab_size)).copy()
+        return np.ctypeslib.as_array(logits, (kept, self.vocab_size)).copy()
 
 
 @cache

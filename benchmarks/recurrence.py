@@ -29,8 +29,8 @@ from hrm_edge.prompt import Tokenizer
 from hrm_edge.runtime import load
 from hrm_edge.runtime.bench import markdown_table
 from hrm_edge.runtime.decoding.sampling import make_chooser, make_sampler
-from hrm_edge.runtime.session.onnx_session import OnnxSession
 from hrm_edge.runtime.decoding.speculation import Experience, Pace, Shallow, Tally, Verifier
+from hrm_edge.runtime.session.onnx_session import OnnxSession
 from hrm_edge.samples import Limits, Sample, read_prompts, tokenize_prompts
 
 FLOAT = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)

@@ -42,10 +42,6 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import export
 from hrm_edge.prompt import Tokenizer, format_prompt
 from hrm_edge.runtime.decoding.sampling import Choice, Chooser, make_chooser, make_sampler
-from hrm_edge.runtime.session.loading import Loading
-from hrm_edge.runtime.session.onnx_session import OnnxSession
-from hrm_edge.runtime.session.opening import open_session
-from hrm_edge.runtime.session.protocol import Session
 from hrm_edge.runtime.decoding.speculation import (
     DraftModel,
     Experience,
@@ -55,6 +51,10 @@ from hrm_edge.runtime.decoding.speculation import (
     Verifier,
     lookups,
 )
+from hrm_edge.runtime.session.loading import Loading
+from hrm_edge.runtime.session.onnx_session import OnnxSession
+from hrm_edge.runtime.session.opening import open_session
+from hrm_edge.runtime.session.protocol import Session
 
 SHIPPED = Path(__file__).parent.parent / "hrm_edge" / "data" / "hrm_tiny"
 CONTEXT = 512

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import CONFIG, MANIFEST
@@ -129,6 +130,21 @@ def _lock(directory: Path) -> int | None:
         os.close(held)
         return None
     return held
+
+
+def locked(file: BinaryIO) -> bool:
+    """Hold an open file against other processes until it is closed; False if one of them does."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # such as a network's file system
+        return True
+    return True
 
 
 def _unlock(held: int | None) -> None:

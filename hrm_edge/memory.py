@@ -14,6 +14,11 @@ def anonymous() -> int | None:
     return _kib(Path("/proc/self/smaps_rollup"), "Anonymous:")
 
 
+def anonymous_roughly() -> int | None:
+    """`anonymous` to within a megabyte, in a fiftieth of the time: for the figures of an answer."""
+    return _kib(Path("/proc/self/status"), "RssAnon:")
+
+
 def huge() -> int | None:
     """How much of it lies in huge pages."""
     return _kib(Path("/proc/self/smaps_rollup"), "AnonHugePages:")

@@ -217,7 +217,7 @@ class LoadOptions(TypedDict, total=False):
     kv_share: str
     l_cycles: Sequence[int] | None
     fast: bool
-    rows: int
+    rows: int | None
 
 
 def load(
@@ -235,7 +235,7 @@ def load(
     if (
         how.strict
         and how.provider == CPU
-        and (short := shortage(loaded, how.max_context, how.rows))
+        and (short := shortage(loaded, how.max_context, how.rows or 1))
     ):
         raise HRMEdgeError(short)
     tokenizer, template = _tokenizer(bundle), read_chat_template(bundle.path)

@@ -1,5 +1,6 @@
 """`hrm-edge generate`: an answer on stdout as it grows, figures on stderr."""
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -10,7 +11,7 @@ import click
 
 from hrm_edge import memory
 from hrm_edge.errors import HRMEdgeError
-from hrm_edge.progress import status, track
+from hrm_edge.progress import counting, status
 
 from ..session.loading import Loading
 from .options import BUNDLE, load_model, model_options
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help='Answer every line of a JSONL file, {"prompt": ...} or {"messages": ...}, with JSONL.',
 )
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Append the batch's answers to this file as they come; a stopped run goes on there.",
+)
+@click.option(
+    "--parallel", "rows", default=1, show_default=True, help="Prompts of a batch answered at once."
+)
 @click.option("--samples", default=1, show_default=True, help="So many answers, the best first.")
 @click.option("--logprobs", type=int, help="With --json: the likeliest tokens at each place.")
 @click.option(
@@ -44,6 +54,7 @@ def command(
     prompt: str | None,
     file: Path | None,
     batch: Path | None,
+    out: Path | None,
     samples: int,
     logprobs: int | None,
     prompt_cache: Path | None,
@@ -54,16 +65,18 @@ def command(
 ) -> None:
     """Answer PROMPT (or what comes through a pipe, or -) with the model in BUNDLE."""
     text = _prompt(prompt, file, batch)
+    if batch is None and (out is not None or loading.rows != 1):
+        raise HRMEdgeError("--out and --parallel are for --batch; give all or none of them")
     if logprobs is not None:
         if not as_json:
             raise HRMEdgeError("--logprobs shows with --json alone; give both")
         options["logprobs"] = logprobs
     if prompt_cache is not None and not prompt_cache.parent.is_dir():
         raise HRMEdgeError(f"{prompt_cache}: no directory {prompt_cache.parent} to keep it in")
-    model = _load(bundle, loading, options, prompt_cache)
     if batch is not None:
-        _answer_all(model, batch, options)
+        _answer_all(bundle, loading, batch, out, options)
         return
+    model = _load(bundle, loading, options, prompt_cache)
     done = _answer(model, text, options, samples, as_json)
     if prompt_cache is not None:
         model.save_prefix(prompt_cache)
@@ -140,16 +153,31 @@ def _shown(done: "Completion", pieces: "list[Piece] | None" = None) -> dict[str,
     return shown | {"stats": asdict(done.stats)}
 
 
-def _answer_all(model: "Model", path: Path, options: "Options") -> None:
-    """A line of JSON on stdout for each of the file, written as soon as it is there."""
+def _answer_all(
+    bundle: Path, loading: Loading, path: Path, out: Path | None, options: "Options"
+) -> None:
+    """A line of JSON for each of the file: in `out` as it comes, else on stdout in their order."""
     from . import batch
+    from .interrupt import interruptible
 
     rows = batch.read(path)
-    failed = 0
-    for row in track(rows, "answer"):
-        (done,) = batch.answers(model, [row], options)
-        failed += "error" in done
-        click.echo(json.dumps(done, ensure_ascii=False))
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(batch.journal(out, rows)) if out else None
+        done = dict(kept.done) if kept else {}
+        left = [row for row in rows if row["id"] not in done]
+        model = _load(bundle, loading, options, None)
+        told = stack.enter_context(counting(len(rows), "answer", len(done)))
+        shown = 0
+        for row in interruptible(batch.answers(model, left, options), model.cancel):
+            done[row["id"]] = row
+            told(row.get("usage", {}).get("completion", 0))
+            if kept:
+                kept.add(row)
+                continue
+            while shown < len(rows) and rows[shown]["id"] in done:
+                click.echo(json.dumps(done[rows[shown]["id"]], ensure_ascii=False))
+                shown += 1
+    failed = sum("error" in row for row in done.values())
     if failed:
         raise HRMEdgeError(f'{path}: {failed} of {len(rows)} prompts failed; see their "error"')
 

@@ -120,7 +120,9 @@ def load_model(path: Path, loading: Loading) -> "Model":
     bundle = Bundle.open(path, loading.verify)
     loading = settled(bundle, loading)
     checked = not loading.strict and loading.provider == "cpu"
-    if checked and (short := shortage(as_loaded(bundle, loading), loading.max_context)):
+    if checked and (
+        short := shortage(as_loaded(bundle, loading), loading.max_context, loading.rows or 1)
+    ):
         click.echo(f"Warning: {short}", err=True)
     with status("loading the bundle"):
         return load(bundle, loading)

@@ -37,6 +37,12 @@ def loading_options(command: Callable[..., None]) -> Callable[..., None]:
     "--cors", "origins", multiple=True, metavar="ORIGIN", help="A page elsewhere that may call."
 )
 @click.option("--model-name", help="Name in the API; default: the bundle's directory.")
+@click.option(
+    "--parallel",
+    "rows",
+    type=int,
+    help="Answers computed at once, each with its own context; default: as many as pay here.",
+)
 @click.option("--queue", default=64, show_default=True, help="Most requests that wait.")
 @click.option("--max-body", default=1 << 20, show_default=True, help="Most bytes of a request.")
 @click.option("--grace", default=10.0, show_default=True, help="Seconds to finish at SIGTERM.")

@@ -198,7 +198,7 @@ class _Clock:
             prefill_tps=computed / (self.ready - self.start),
             decode_tps=decoded / seconds if decoded else 0.0,
             peak_memory=memory.peak(),
-            anonymous_memory=memory.anonymous(),
+            anonymous_memory=memory.anonymous_roughly(),
             cached_tokens=self.cached_tokens,
             calls=tally.calls,
             drafted=tally.drafted,

@@ -35,6 +35,7 @@ class Rows:
 
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.count, self.seats = len(sessions), list[Seat]()
+        self.sessions, self.tokens = tuple(sessions), [0] * len(sessions)  # made by each
         self._free = list(sessions)  # those that were left first come first
         self._lock = threading.Lock()
         self._calling: Seat | None = None  # the one seat that the call under way is for
@@ -125,6 +126,7 @@ class Rows:
             if not isinstance(step, Piece):
                 seat.wish = step
                 return
+            self.tokens[self.sessions.index(seat.session)] += 1
             if step.finish_reason:
                 self.leave(seat)
             yield seat, step

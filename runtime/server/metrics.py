@@ -41,6 +41,8 @@ class Metrics:
             *_one("completion_tokens_total", "counter", "Tokens made", self.completion_tokens),
             *_one("queued_requests", "gauge", "Requests that wait", worker.queued),
             *_one("running_requests", "gauge", "Requests being answered", len(worker.running)),
+            *_one("rows", "gauge", "Answers that can be computed at once", worker.rows.count),
+            *_metric("row_tokens_total", "counter", "Tokens made, by row", _by_row(worker)),
             *_one("decode_tokens_per_second", "gauge", "Of the last answer", self.decode_tps),
             *self._histogram(),
         ]
@@ -61,6 +63,10 @@ class Metrics:
             f"{name}_sum {self.ttft_sum}",
             f"{name}_count {self.answers}",
         ]
+
+
+def _by_row(worker: Worker) -> Samples:
+    return [({"row": str(row)}, made) for row, made in enumerate(worker.rows.tokens)]
 
 
 def _one(name: str, kind: str, says: str, value: float) -> list[str]:

@@ -126,7 +126,7 @@ class Worker:
     """
 
     def __init__(self, limit: int, rows: Rows) -> None:
-        self.limit, self._rows = limit, rows
+        self.limit, self.rows = limit, rows
         self.running: list[Job] = []
         self.counts: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
         self._queue, self._change, self._open = FairQueue(), threading.Condition(), True
@@ -178,7 +178,7 @@ class Worker:
                 self.counts["cancelled"] += 1
             elif job in self.running:
                 if job.seat is not None:
-                    self._rows.interrupt(job.seat)
+                    self.rows.interrupt(job.seat)
                 job.later(INTERRUPT_SECONDS, self.cancel)  # between two calls it went unheard
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class Worker:
 
     def _run(self) -> None:
         while self._seated():
-            for seat, item in self._rows.step():
+            for seat, item in self.rows.step():
                 job = next(job for job in self.running if job.seat is seat)
                 self._pass_on(job, item)
 
@@ -213,7 +213,7 @@ class Worker:
             for job in [job for job in self.running if job.cancelled]:
                 self._end(job, "cancelled")
             self._change.wait_for(lambda: self.running or len(self._queue) or not self._open)
-            while len(self._queue) and self._rows.free:
+            while len(self._queue) and self.rows.free:
                 job = self._queue.pop()
                 self.running.append(job)
                 self._next(job)
@@ -240,12 +240,12 @@ class Worker:
         except StopIteration:
             self._end(job, "finished")
             return
-        job.seat = self._rows.join(answer)
+        job.seat = self.rows.join(answer)
 
     def _end(self, job: Job, outcome: str) -> None:
         with self._change:
             if job.seat is not None:
-                self._rows.leave(job.seat)
+                self.rows.leave(job.seat)
             self.running.remove(job)
             self.counts[outcome] += 1
         job.deliver(END)

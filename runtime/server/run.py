@@ -84,6 +84,8 @@ def _announce(server: Server, bound: socket.socket) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"{server.name} at http://{shown}:{port} (API: /v1, page: /)", err=True)
+    if (rows := server.model.rows.count) > 1:
+        click.echo(f"Up to {rows} answers at once, each within its own context.", err=True)
     if host in EVERYWHERE and (reached := _own_address(bound.family)):
         address = f"http://{reached}:{port}"
         click.echo(f"From this network, a phone's browser too: {address}", err=True)

@@ -28,7 +28,8 @@ class Loading:
     computes with, cpu, cuda or what else is installed. weight_cache: a directory to keep weights in
     as this machine packs them, for less memory. kv_share: which passes keep keys and values in one
     place, at some loss of quality; "none", "cycle" (the L passes of an H cycle) or "stack" (all L
-    passes). rows: sequences that can be held at once, each with max_context tokens.
+    passes). rows: sequences that can be held at once, each with max_context tokens; None: as many
+    as memory holds with all of their context, and as make calls worth their time here.
     """
 
     threads: int | None = None
@@ -42,13 +43,13 @@ class Loading:
     kv_share: str = "none"
     l_cycles: tuple[int, ...] | None = None
     fast: bool = False
-    rows: int = 1
+    rows: int | None = 1
 
     def __post_init__(self) -> None:
         most = max(MOST_THREADS, os.cpu_count() or 1)
         if self.threads is not None and not 1 <= self.threads <= most:
             raise HRMEdgeError(f"threads is {self.threads}, expected 1 to {most}", "threads")
-        if not 1 <= self.rows <= MOST_ROWS:
+        if self.rows is not None and not 1 <= self.rows <= MOST_ROWS:
             raise HRMEdgeError(f"rows is {self.rows}, expected 1 to {MOST_ROWS}", "rows")
         if self.kv_share not in KV_SHARES:
             known = ", ".join(KV_SHARES)

@@ -39,7 +39,7 @@ class OnnxModel:
         Raises HRMEdgeError if ONNX Runtime refuses the model or lacks the provider, or the graph
         has no rows.
         """
-        provider, threads = loading.provider, loading.threads
+        provider, threads, rows = loading.provider, loading.threads, loading.rows or 1
         providers.check(provider, manifest)
         self.max_context, self._vocabulary = max_context, manifest.model.vocab_size
         graph = path / names.ONNX_MODEL
@@ -49,17 +49,15 @@ class OnnxModel:
         _check_width(path, self._session, manifest)
         optional = [value.name for value in self._session.get_overridable_initializers()]
         self.flexible = names.PASSES in optional  # whether it can leave passes out
-        ids = self._session.get_inputs()[0]
-        if loading.rows > 1 and ids.shape[0] == 1:
+        if rows > 1 and self._session.get_inputs()[0].shape[0] == 1:
             raise HRMEdgeError(
-                f"{path}: its graph has one row, not {loading.rows}; export the checkpoint again",
-                "rows",
+                f"{path}: its graph has one row, not {rows}; export the checkpoint again", "rows"
             )
         kept = manifest.model.shared_slots(loading.kv_share)
-        self.cache = kv_buffers(self._session, loading.rows, max_context, provider, kept)
+        self.cache = kv_buffers(self._session, rows, max_context, provider, kept)
         self.sessions: WeakValueDictionary[int, Any] = WeakValueDictionary()  # by row
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        self._mask = np.zeros((loading.rows, max_context), np.int64)
+        self._mask = np.zeros((rows, max_context), np.int64)
         self._running, self._on_cpu = _quiet_run(), provider == CPU
 
     def call(

@@ -130,7 +130,7 @@ def test_an_abandoned_round_leaves_its_rows(exact: Path) -> None:
 def test_quantized_rows_are_close_to_one(tmp_path: Path, kv_bits: int) -> None:
     path = export(write_model(tmp_path / "m", SHAPE), tmp_path / "b", kv_bits=kv_bits).path
     first = load(path, threads=1, rows=3, max_context=64)
-    rows: Any = [first.session, *first.rows._free[1:]]
+    rows: Any = first.rows.sessions
     one = load(path, threads=1, max_context=64).session
     prompts = [list(range(20, 20 + n)) for n in (3, 9, 30)]
     for row, ids in zip(rows, prompts, strict=True):
@@ -188,6 +188,21 @@ def test_a_bundle_of_one_row_is_refused_more(exact: Path, tmp_path: Path) -> Non
         load(tmp_path, threads=1, rows=2)
     with pytest.raises(HRMEdgeError, match="rows is 65, expected 1 to 64"):
         load(exact, rows=65)
+
+
+def test_so_many_rows_as_pay(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hrm_edge.runtime.session import opening
+
+    def count(gain: float) -> int:
+        monkeypatch.setattr(opening, "_rate", lambda rows: gain ** len(rows))
+        return load(exact, threads=1, rows=None, max_context=64).rows.count
+
+    assert count(1.5) == opening.PAYING[-1] and count(1.01) == 1
+    manifest = Bundle.open(exact).manifest
+    monkeypatch.setattr(memory, "available", lambda: fit.need(manifest, 64, 3).total)
+    assert count(1.5) == 2
+    monkeypatch.undo()
+    assert load(exact, threads=1, rows=None, max_context=64).generate("Hi", max_tokens=2).tokens
 
 
 def test_a_model_is_freed_when_it_is_dropped(exact: Path) -> None:

@@ -108,7 +108,7 @@ class Scoring:
             prefill_tps=len(self.ids) / max(ready - started, 1e-9),
             decode_tps=len(self.answer) / max(seconds, 1e-9),
             peak_memory=memory.peak(),
-            anonymous_memory=memory.anonymous(),
+            anonymous_memory=memory.anonymous_roughly(),
         )
         yield replace(held[0], finish_reason="length", stats=stats)
 

@@ -1,12 +1,16 @@
 """`generate` from the shell: options, several answers, batches, prompt caches, interruption."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.files import locked
 from hrm_edge.runtime import Model, load
 from hrm_edge.runtime.cli.interrupt import interruptible
 
@@ -71,10 +75,73 @@ def test_a_batch_answers_every_line(
     assert code == 1 and "1 of 4 prompts failed" in err
 
 
+def many(path: Path, count: int) -> list[dict]:
+    rows = [{"prompt": f"Say {i}", "max_tokens": 3 + i % 5} for i in range(count)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return rows
+
+
+def test_a_batch_in_rows_comes_in_its_order(run_cli, shared_bundle: Path, tmp_path: Path) -> None:
+    rows = many(path := tmp_path / "in.jsonl", 12)
+    code, out, _ = run_cli("generate", shared_bundle, "--batch", path, "--parallel", 4)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["prompt"] for row in found] == [row["prompt"] for row in rows]
+    assert [row["id"] for row in found] == list(range(1, 13))
+    assert [row["usage"]["completion"] for row in found] == [row["max_tokens"] for row in rows]
+
+
+def test_a_batch_that_was_killed_goes_on(run_cli, shared_bundle: Path, tmp_path: Path) -> None:
+    many(path := tmp_path / "in.jsonl", 60)
+    out = tmp_path / "out.jsonl"
+    call = [sys.executable, "-m", "hrm_edge", "generate", shared_bundle, "--batch", path]
+    running = subprocess.Popen([*call, "--parallel", "2", "--out", out])
+    while running.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 5):
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    before = out.read_bytes()
+    held = before[: before.rfind(b"\n") + 1]
+    out.write_bytes(held + b'{"prompt": "Say 59", "id": 60, "te')  # cut off in the middle
+    assert run_cli("generate", shared_bundle, "--batch", path, "-o", out, "--parallel", 2)[0] == 0
+    assert out.read_bytes().startswith(held)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == list(range(1, 61))
+    again = out.read_bytes()
+    assert run_cli("generate", shared_bundle, "--batch", path, "-o", out)[0] == 0
+    assert out.read_bytes() == again, "nothing was left to do"
+
+
+def test_what_cannot_be_gone_on_from_is_refused(
+    run_cli, shared_bundle: Path, tmp_path: Path
+) -> None:
+    many(path := tmp_path / "in.jsonl", 2)
+    out = tmp_path / "out.jsonl"
+
+    def refused(text: str, *flags: object) -> str:
+        out.write_text(text)
+        code, _, err = run_cli("generate", shared_bundle, "--batch", path, "-o", out, *flags)
+        assert code == 1 and err.count("\n") == 1 and out.read_text() == text
+        return err
+
+    assert "out.jsonl:1: an answer to another prompt" in refused('{"prompt": "No", "id": 1}\n')
+    assert "out.jsonl:1: not an answer of this command" in refused("[1]\n")
+    assert "out.jsonl:1: not valid JSON" in refused("oops\n")
+    assert "rows is 65, expected 1 to 64" in refused("", "--parallel", 65)
+    with out.open("ab") as held:
+        assert locked(held)
+        code, _, err = run_cli("generate", shared_bundle, "--batch", path, "-o", out)
+        assert code == 1 and "another process writes it" in err
+    code, _, err = run_cli("generate", shared_bundle, "Hi", "--parallel", 2)
+    assert code == 1 and "--out and --parallel are for --batch" in err
+    path.write_text('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}')
+    assert "two lines have the id 1" in refused("")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "has no prompts"),
+        ('{"prompt": "a", "id": [1]}', "in.jsonl:1: id is [1], expected a number or text"),
         ('{"prompt": "a"}\n{oops', "in.jsonl:2: not valid JSON"),
         ('{"text": "a"}', "in.jsonl:1: expected an object with either prompt or messages"),
         ('{"prompt": 3}', "in.jsonl:1: prompt is 3, expected text"),

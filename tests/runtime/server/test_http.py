@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,31 @@ def test_metrics_are_prometheus_and_add_up(model: Model) -> None:
     assert values["hrm_edge_ttft_seconds_count",] == 1
     assert families["hrm_edge_ttft_seconds"].type == "histogram"
     assert values["hrm_edge_anonymous_memory_bytes",] > 1 << 20
+    assert values["hrm_edge_rows",] == 1
+    assert values["hrm_edge_row_tokens_total", "0"] >= done["usage"]["completion_tokens"]
+
+
+def test_rows_answer_side_by_side_and_a_client_that_leaves_frees_its_row(
+    shared_bundle: Path, model: Model
+) -> None:
+    with serving(load(shared_bundle, threads=1, rows=3)) as running:
+        body = FOREVER | {"max_tokens": 200, "temperature": 1, "seed": 1}
+        with ThreadPoolExecutor(6) as pool:
+            found = [answer.json() for answer in pool.map(post, [running] * 6, [body] * 6)]
+        assert [answer["usage"]["completion_tokens"] for answer in found] == [200] * 6
+        before = running.settle()
+        held = [begin(running, body | {"stream": True}) for _ in range(4)]
+        for connection in held[:3]:
+            connection.close()
+        done = held[3].makefile().read()
+        held[3].close()
+        assert "data: [DONE]" in done
+        counts = running.settle()
+        assert counts["cancelled"] + counts["finished"] == 4 + before["finished"]
+        health = httpx.get(f"{running.url}/health").json()
+        assert health["rows"] == 3 and health["running"] == 0
+        tokens = running.server.model.rows.tokens
+        assert all(tokens), "every row has answered"
 
 
 def test_the_page_names_no_other_address_and_runs_its_own_script_only(running: Running) -> None:
