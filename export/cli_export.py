@@ -133,8 +133,8 @@ def command(
 ) -> None:
     """Convert CHECKPOINT, a directory or a Hugging Face id, into a bundle for a device."""
     from .convert import export
-    from .evaluate.cli_eval import quality_lines
     from .evaluate.report import Gate
+    from .evaluate.table import quality_lines
 
     chosen = _target(target, options)
     if (fast_kl, fast_top1) != (None, None) and target != "onnx":

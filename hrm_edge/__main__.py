@@ -16,7 +16,7 @@ VERBS = {
     "list": "hrm_edge.cli_list",
     "rm": "hrm_edge.cli_rm",
     "export": "hrm_edge.export.cli_export",
-    "eval": "hrm_edge.export.evaluate.cli_eval",
+    "eval": "hrm_edge.cli_eval",
     "inspect": "hrm_edge.cli_inspect",
     "generate": "hrm_edge.runtime.cli.generate",
     "chat": "hrm_edge.runtime.cli.chat",
@@ -35,6 +35,7 @@ EXTRAS = {
     "chat": ("jinja2",),
     "serve": ("msgspec", "segno", "starlette", "uvicorn"),
     "guided": ("llguidance",),
+    "eval": ("datasets", "httpx", "math_verify"),
 }
 
 

@@ -72,7 +72,10 @@ def choose_context(bundle: Bundle, asked: int | None, room: int | None, rows: in
         )
     pte = manifest.target == "executorch"
     if asked is None and not pte:
-        return most if room is None else max(2, largest_context(manifest, room, rows))
+        fits = most if room is None else largest_context(manifest, room, rows)
+        if fits == 0 and rows > 1:
+            raise HRMEdgeError(f"{rows} rows do not fit into memory; use fewer", "rows")
+        return max(2, fits)
     if asked is None:
         asked = _largest_program(manifest, room)
     held = manifest.context_for(asked) if pte else asked

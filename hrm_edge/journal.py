@@ -56,17 +56,34 @@ class Journal:
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
-            where = f"{self.path}:{number}"
-            try:
-                row = parse_json(line.decode(), where)
-            except UnicodeDecodeError:
-                raise HRMEdgeError(f"{where}: not UTF-8; name another file") from None
-            if not isinstance(row, dict) or "id" not in row:
-                raise HRMEdgeError(f"{where}: not an answer of this command; name another file")
-            if wrong := check(row):
-                raise HRMEdgeError(f"{where}: {wrong}; name another file")
-            self.done[row["id"]] = row
+        self.done = _rows(self.path, data[:whole], check)
         if whole < len(data):
             os.truncate(self._file.fileno(), whole)
             self._file.seek(whole)
+
+
+def read(path: Path) -> dict[Any, dict[str, Any]]:
+    """The whole lines of a file that a Journal wrote, by "id". Raises HRMEdgeError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise HRMEdgeError(f"{path}: cannot be read ({error.strerror})") from None
+    return _rows(path, data[: data.rfind(b"\n") + 1], lambda row: None)
+
+
+def _rows(
+    path: Path, data: bytes, check: Callable[[Mapping[str, Any]], str | None]
+) -> dict[Any, dict[str, Any]]:
+    rows: dict[Any, dict[str, Any]] = {}
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        where = f"{path}:{number}"
+        try:
+            row = parse_json(line.decode(), where)
+        except UnicodeDecodeError:
+            raise HRMEdgeError(f"{where}: not UTF-8; name another file") from None
+        if not isinstance(row, dict) or not isinstance(row.get("id"), int | str):
+            raise HRMEdgeError(f"{where}: not an answer of this command; name another file")
+        if wrong := check(row):
+            raise HRMEdgeError(f"{where}: {wrong}; name another file")
+        rows[row["id"]] = row
+    return rows

@@ -41,7 +41,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"session"},
         {"decoding", "chat", "bench"},
         {"engine"},
-        {"server"},
+        {"server", "suites"},
         {"cli"},
     ],
 }

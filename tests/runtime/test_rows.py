@@ -165,6 +165,9 @@ def test_rows_take_memory(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(exact, threads=1, rows=4).session.max_context < 100
     with pytest.raises(HRMEdgeError, match=r"fit|needs about"):
         load(exact, threads=1, rows=64, max_context=100, strict=True)
+    monkeypatch.setattr(memory, "available", lambda: one.weights)
+    with pytest.raises(HRMEdgeError, match="4 rows do not fit into memory; use fewer"):
+        load(exact, threads=1, rows=4)
     monkeypatch.setattr(memory, "available", lambda: manifest.kv_cache.bytes_per_token * 300)
     with pytest.raises(HRMEdgeError, match=r"max_context 100 in 4 rows needs .* at most 75 fit"):
         load(exact, threads=1, rows=4, max_context=100)

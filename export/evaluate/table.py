@@ -1,64 +1,9 @@
-"""`hrm-edge eval`."""
+"""A quality report as a table and in words."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import click
-
-from hrm_edge import shipped
-from hrm_edge.bundle import Decoding
-from hrm_edge.config import KV_SHARES
-from hrm_edge.number_list import Numbers
-
 LOST = 50.0  # perplexity from which texts are nothing that a model has learned
-
-
-@click.command(name="eval")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="JSONL; default: shipped prompts.")
-@click.option("--reference", type=click.Path(path_type=Path), help="The original checkpoint.")
-@click.option("--samples", type=click.IntRange(1), help="Use the first so many lines.")
-@click.option("--max-kl", type=float, help="Fail above this mean KL divergence (nats).")
-@click.option("--min-top1", type=float, help="Fail below this share of equal top tokens (0 to 1).")
-@click.option("--l-cycles", type=Numbers(), help="L passes of each H cycle for the answers.")
-@click.option(
-    "--kv-share", type=click.Choice(KV_SHARES), default="none", help="Which passes share slots."
-)
-@click.option("--sources/--no-sources", default=True, help="Measure each source of error alone.")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG: error by layer and pass.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(
-    bundle: Path,
-    data: Path | None,
-    reference: Path | None,
-    samples: int | None,
-    max_kl: float | None,
-    min_top1: float | None,
-    l_cycles: tuple[int, ...] | None,
-    kv_share: str,
-    sources: bool,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
-    """Perplexity and exact match of BUNDLE; with --reference, also how far it is from that.
-
-    Without --reference it needs nothing beyond the device runtime.
-    """
-    from .report import Gate, evaluate
-
-    bundle = shipped.bundle(bundle)
-    if reference is not None:
-        reference = shipped.checkpoint(reference) or reference
-    gate = Gate(data, max_kl, min_top1, sources=sources)
-    how = Decoding(l_cycles, kv_share)
-    quality = evaluate(bundle, gate, reference, samples, plot, how)
-    if as_json:
-        click.echo(json.dumps(quality, indent=2))
-    else:
-        click.echo("\n".join(quality_lines(quality)))
-    gate.check(quality)
 
 
 def quality_lines(quality: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Public benchmarks on the device: the questions of the paper, answered and scored as it does."""
