@@ -47,10 +47,19 @@ class ChatTemplate:
         except (TemplateError, RecursionError, ValueError, MemoryError) as error:
             self._refuse(str(error))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, ready for an answer. Raises HRMEdgeError if it is refused."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        answering: bool = True,
+    ) -> str:
+        """The conversation as text, ready for an answer unless that is not wanted.
+
+        `tools` are functions that it may call, as OpenAI's API has them. Raises HRMEdgeError if the
+        template refuses.
+        """
         try:
-            fixed = {"tools": None, "documents": None, "add_generation_prompt": True}
+            fixed = {"tools": tools, "documents": None, "add_generation_prompt": answering}
             variables = {"messages": messages} | fixed | dict(self._variables)
             return self._rendered(self._template, variables)
         except HRMEdgeError:

@@ -89,16 +89,25 @@ class Tokenizer:
         """Text of `ids` without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> "TextStream":
-        """A decoder that is fed one id at a time and yields whole UTF-8 characters."""
-        return TextStream(self._tokenizer)
+    @property
+    def special(self) -> dict[str, int]:
+        """Special tokens, which text is never read or written as unless it is asked for."""
+        found = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: id for id, token in found.items() if token.special}
+
+    def stream(self, special: bool = False) -> "TextStream":
+        """A decoder that is fed one id at a time and yields whole UTF-8 characters.
+
+        `special`: special tokens too, as they are spelled.
+        """
+        return TextStream(self._tokenizer, special)
 
 
 class TextStream:
     """Decodes a growing list of ids; text appears once its bytes form whole characters."""
 
-    def __init__(self, tokenizer: HFTokenizer) -> None:
-        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
+    def __init__(self, tokenizer: HFTokenizer, special: bool = False) -> None:
+        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=not special)
 
     def push(self, token: int) -> str:
         """The text that `token` completes, "" while a character is still unfinished."""

@@ -6,26 +6,33 @@ therefore the plain prompt. Anything longer is written out as a transcript ("Use
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hrm_edge.chat_template import ChatTemplate, Message
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.prompt import format_prompt, parse_conditions
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 def format_chat(
-    messages: Sequence[Message], condition: str, template: ChatTemplate | None = None
+    messages: Sequence[Message],
+    condition: str,
+    template: ChatTemplate | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The prefix of a conversation. `condition` is for models without a template.
 
+    `tools` may be called where the template knows tools; what they gave is a message of role tool.
     Raises HRMEdgeError for messages that are not a conversation.
     """
     check_messages(messages)
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ("user", "tool"):
         raise HRMEdgeError("the last message is not the user's, so there is nothing to answer")
     if template is not None:
-        return template.render(messages)
+        return template.render(messages, tools)
+    if any(message["role"] == "tool" for message in messages):
+        raise HRMEdgeError("a message of role tool, but the model has no chat template with tools")
     return format_prompt(transcript(messages), parse_conditions(condition))
 
 

@@ -3,7 +3,7 @@
 Knows nothing of how a session computes them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -110,8 +110,11 @@ class Model:
         """`stream` for a prefix in tokens. If the session holds just this prefix, it is reused."""
         return self._pieces(self.answer(ids, settings))
 
-    def answer(self, ids: Sequence[int], settings: Settings) -> Answer:
-        """What `rows` can compute beside others. Raises as `generate`; computes nothing yet."""
+    def answer(self, ids: Sequence[int], settings: Settings, special: bool = False) -> Answer:
+        """What `rows` can compute beside others. Raises as `generate`; computes nothing yet.
+
+        `special`: the text has the special tokens of the answer too, but for its end.
+        """
         vocabulary = self.manifest.model.vocab_size
         self._check_length(ids)
         if not all(0 <= token < vocabulary for token in ids):
@@ -133,16 +136,21 @@ class Model:
 
         self.session.plan(s.l_cycles)  # refuses what it cannot run
         ending = Ending(ends, s.stops, limit, s.loop_limit)
-        decoder = self.tokenizer.stream()
+        decoder = self.tokenizer.stream(special)
         return Generation(list(ids), s.l_cycles, verifier, ending, decoder.push)
 
     def encode(self, prompt: str, condition: str) -> list[int]:
         """The prefix of `prompt` in tokens. Raises HRMEdgeError if no token of an answer fits."""
         return self.encode_chat([{"role": "user", "content": prompt}], condition)
 
-    def encode_chat(self, messages: Sequence[Message], condition: str = "direct") -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        condition: str = "direct",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """The prefix of a conversation; see chat.py. Raises HRMEdgeError as `encode`."""
-        return self._encode(format_chat(messages, condition, self.chat_template))
+        return self._encode(format_chat(messages, condition, self.chat_template, tools))
 
     def save_prefix(self, path: str | Path) -> None:
         """Write the last prompt's cache to `path`. Raises HRMEdgeError."""

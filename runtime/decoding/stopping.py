@@ -62,6 +62,11 @@ class StopText:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops, self._held = tuple(stops), ""
 
+    @property
+    def held(self) -> str:
+        """Text that may become a stop string."""
+        return self._held
+
     def push(self, text: str) -> tuple[str, bool]:
         """What of the text can be shown now, and whether a stop string was found behind it."""
         held = self._held + text

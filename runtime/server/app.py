@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hrm_edge import memory
 from hrm_edge.chat_template import takes_system
 from hrm_edge.errors import HRMEdgeError
+from hrm_edge.tool_format import tool_format
 
 from ..decoding.answer import Answer
 from ..engine import Model
@@ -69,9 +70,11 @@ class Server:
         architecture = self.model.manifest.model
         cycles = (architecture.H_cycles, architecture.L_cycles)
         self._completion = completion_type(self.name, cycles)
-        self._chat = chat_type(self.name, cycles)
+        template = self.model.chat_template
+        self.tools = tool_format(template) if template is not None else None
+        self._chat = chat_type(self.name, cycles, self.tools is not None)
         self.document = openapi((self._completion, self._chat), self.name)
-        self.page, template = page_files(), self.model.chat_template
+        self.page = page_files()
         self._takes_system = template is not None and takes_system(template)
         guarded = Guard(self._routes(), self.access, self._count)
         self.app: ASGIApp = guarded
@@ -131,7 +134,7 @@ class Server:
             job = self.worker.submit(client_of(request), work)
         except (QueueFull, ShuttingDown) as error:
             raise self._refusal(error) from None
-        reply = Reply(ask, self.name, self.names)
+        reply = Reply(ask, self.name, self.names, self.tools)
         if ask.stream:
             return EventStream(
                 self._chunks(job, reply), request, self.limits, partial(self.worker.cancel, job)
@@ -149,11 +152,11 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         if not ask.constrained:
-            return await loop.run_in_executor(self._encoders, answers, self.model, ask)
+            return await loop.run_in_executor(self._encoders, answers, self.model, ask, self.tools)
         if self._compiling >= COMPILING:
             raise QueueFull
         self._compiling += 1
-        future = loop.run_in_executor(self._compiler, answers, self.model, ask)
+        future = loop.run_in_executor(self._compiler, answers, self.model, ask, self.tools)
         try:
             return await future if await unless_gone(request, asyncio.wait([future])) else None
         finally:
@@ -225,6 +228,7 @@ class Server:
             "max_context": self.model.session.max_context,
             "chat_template": self.model.chat_template is not None,
             "system_prompt": self._takes_system,
+            "tools": self.tools is not None,
         }
 
     async def health(self, request: Request) -> Response:

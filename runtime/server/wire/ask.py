@@ -1,18 +1,34 @@
 """From a checked JSON body to what is asked of the model."""
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec import Struct
 
+from ...decoding.tools import Tool
 from ...engine import Options
 from ...settings import CONSTRAINTS, TABLE
 from .errors import RequestError, invalid
 from .requests import MAX_CHOICES, checked
 
-Prompt = str | list[int] | list[dict[str, str]]  # text, tokens, or a conversation
+Prompt = str | list[int] | list[dict[str, Any]]  # text, tokens, or a conversation
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 ANY_OBJECT = {"schema": {"type": "object"}}
 OPTIONS = TABLE.keys() - {"json_schema", "speculate"}
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools of a request, as its template renders them, and which of them may be called.
+
+    `free`: the answer may also be text. `several`: it may make more than one call.
+    """
+
+    shown: list[dict[str, Any]]
+    callable: list[Tool]
+    free: bool
+    several: bool
 
 
 @dataclass(frozen=True)
@@ -27,11 +43,12 @@ class Ask:
     chat: bool = False
     echo: bool = False  # score the prompt's own answer instead of making one
     more: int = 0  # tokens to add to what is echoed
+    tools: "ToolUse | None" = None
 
     @property
     def constrained(self) -> bool:
         """Whether a grammar has to be compiled."""
-        return not self.options.keys().isdisjoint(CONSTRAINTS)
+        return self.tools is not None or not self.options.keys().isdisjoint(CONSTRAINTS)
 
     @property
     def choices(self) -> int:
@@ -83,13 +100,66 @@ def chat(body: Any, kind: type[Struct], model: str) -> Ask:
         raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
     if body.pop("logprobs", False):
         body["logprobs"] = int(top)
-    return _ask(body, [[_message(m) for m in body["messages"]]], chat=True)
+    tools = _tools(body)
+    ask = _ask(body, [[_message(m) for m in body["messages"]]], chat=True)
+    if tools is None:
+        return ask
+    for name in ("response_format", "regex", "grammar", "logprobs"):
+        if body.get(name) not in (None, {"type": "text"}):
+            raise invalid(f"{name} does not go with tools that may be called; leave one out", name)
+    return replace(ask, tools=tools)
 
 
-def _message(message: dict[str, Any]) -> dict[str, str]:
+def _tools(body: dict[str, Any]) -> ToolUse | None:
+    """What the request says of tools; None where it has none, or none may be called."""
+    shown, choice = body.get("tools") or [], body.get("tool_choice", "auto")
+    if not shown:
+        if choice not in ("none", "auto"):
+            raise invalid("tool_choice asks for a call, but there are no tools", "tool_choice")
+        return None
+    if choice == "none":
+        return None
+    functions = [tool["function"] for tool in shown]
+    tools = [Tool(f["name"], f.get("parameters") or NOTHING) for f in functions]
+    if len({tool.name for tool in tools}) < len(tools):
+        raise invalid("two tools have the same name", "tools")
+    if isinstance(choice, dict):
+        name = choice["function"]["name"]
+        tools = [tool for tool in tools if tool.name == name]
+        if not tools:
+            raise invalid(f"tool_choice is {name!r:.80}, which is none of the tools", "tool_choice")
+    several = body.get("parallel_tool_calls", True) and not isinstance(choice, dict)
+    return ToolUse(shown, tools, choice == "auto", several)
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
     """A message of the API as the engine takes it; developer is OpenAI's later name for system."""
     role = "system" if message["role"] == "developer" else message["role"]
-    return {"role": role, "content": _text(message["content"])}
+    calls, content = message.get("tool_calls"), message.get("content")
+    if content is None and (role != "assistant" or not calls):
+        raise invalid(f"a message of role {role} has no content", "messages")
+    found = {"role": role, "content": _text(content or "")}
+    if calls:
+        if role != "assistant":
+            raise invalid(f"a message of role {role} has tool_calls", "messages")
+        found["tool_calls"] = [_call(call) for call in calls]
+    if role == "tool":
+        found |= {key: message[key] for key in ("name", "tool_call_id") if message.get(key)}
+    return found
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object, as templates take them."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        shown = function["arguments"][:60]
+        raise invalid(f"the arguments of a call are {shown!r}, expected a JSON object", "messages")
+    named = {"name": function["name"], "arguments": arguments}
+    return {"id": call["id"], "type": "function", "function": named}
 
 
 def _text(content: str | list[dict[str, str]]) -> str:

@@ -5,6 +5,9 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hrm_edge.tool_format import ToolFormat
+
+from ...decoding.tools import Call, CallReader
 from ...engine import Piece, Stats
 from .ask import Ask
 from .logprobs import Names, chat_logprobs, text_logprobs
@@ -18,22 +21,49 @@ class Choice:
     finish_reason: str | None = None
     stats: Stats | None = None
     pieces: list[Piece] = field(default_factory=list)
+    reader: CallReader | None = None  # where tools may be called
+    calls: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, piece: Piece) -> None:
-        """The next piece."""
-        self.text += piece.text
+    def add(self, piece: Piece) -> list[dict[str, Any]]:
+        """The next piece: what a stream's clients are told of it, one delta for each part."""
         self.pieces.append(piece)
         self.finish_reason, self.stats = piece.finish_reason, piece.stats
+        parts: list[str | Call] = [piece.text] if piece.text else []
+        if self.reader is not None:
+            parts = list(self.reader.push(piece.text))
+            if piece.finish_reason and (left := self.reader.flush()).strip():
+                parts.append(left)
+        return [self._taken(part) for part in parts]
+
+    @property
+    def reason(self) -> str | None:
+        """`finish_reason` as OpenAI's clients know it."""
+        if self.calls and self.finish_reason == "stop":
+            return "tool_calls"
+        return "stop" if self.finish_reason == "repetition" else self.finish_reason
+
+    def _taken(self, part: str | Call) -> dict[str, Any]:
+        if isinstance(part, str):
+            self.text += part
+            return {"content": part}
+        function = {"name": part.name, "arguments": part.arguments}
+        call = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+        self.calls.append(call)
+        return {"tool_calls": [{"index": len(self.calls) - 1} | call]}
 
 
 class Reply:
     """Everything that is sent for one request."""
 
-    def __init__(self, ask: Ask, model: str, names: Names) -> None:
+    def __init__(self, ask: Ask, model: str, names: Names, form: ToolFormat | None = None) -> None:
+        """`form` is how the model writes calls, where `ask` has tools."""
         self.ask, self.model, self.names = ask, model, names
         self.id = ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
         self.choices = [Choice() for _ in range(ask.choices)]
+        if ask.tools is not None and form is not None:
+            for choice in self.choices:
+                choice.reader = CallReader(form)
 
     def whole(self) -> dict[str, Any]:
         """The answer to a request without `stream`."""
@@ -51,18 +81,18 @@ class Reply:
         """Append a piece to choice `index`; its chunks. Inside a character there are none."""
         choice = self.choices[index]
         logprobs = self._logprobs([piece], len(choice.text))
-        choice.add(piece)
-        if not piece.text and piece.finish_reason is None and logprobs is None:
+        deltas = choice.add(piece)
+        if not deltas and piece.finish_reason is None and logprobs is None:
             return []
         shown: dict[str, Any] = {"index": index, "logprobs": logprobs}
         if not self.ask.chat:
-            text = {"text": piece.text, "finish_reason": _openais(piece.finish_reason)}
+            text = {"text": piece.text, "finish_reason": choice.reason}
             return [self._chunk(shown | text) | _figures(choice)]
-        found = []
-        if piece.text or logprobs:
-            found.append(self._chunk(shown | {"delta": {"content": piece.text}}))
+        if logprobs and not deltas:
+            deltas = [{"content": ""}]
+        found = [self._chunk(shown | {"delta": delta}) for delta in deltas]
         if piece.finish_reason:
-            last = {"index": index, "delta": {}, "finish_reason": _openais(piece.finish_reason)}
+            last = {"index": index, "delta": {}, "finish_reason": choice.reason}
             found.append(self._chunk(last) | _figures(choice))
         return found
 
@@ -99,11 +129,13 @@ class Reply:
         shown = {
             "index": index,
             "logprobs": self._logprobs(choice.pieces),
-            "finish_reason": _openais(choice.finish_reason),
+            "finish_reason": choice.reason,
         }
         if not self.ask.chat:
             return shown | {"text": choice.text}
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.calls:
+            message |= {"content": choice.text or None, "tool_calls": choice.calls}
         return shown | {"message": message}
 
     def _logprobs(self, pieces: list[Piece], offset: int = 0) -> dict[str, Any] | None:
@@ -113,11 +145,6 @@ class Reply:
         if self.ask.chat:
             return chat_logprobs(shown, self.names)
         return text_logprobs(shown, self.names, offset)
-
-
-def _openais(reason: str | None) -> str | None:
-    """OpenAI's clients know no "repetition"."""
-    return "stop" if reason == "repetition" else reason
 
 
 def _figures(choice: Choice) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, defstruct
 from ...settings import MOST_LOGPROBS, MOST_STOPS, TABLE
 from .errors import RequestError, invalid
 
+MOST_TOOLS = 128
 MAX_CHOICES = 16  # prompts times n
 LARGEST = (1 << 63) - 1  # of a whole number without a bound of its own
 # Fields of OpenAI's API that cannot change an answer here: accepted, whatever they hold.
@@ -43,6 +44,59 @@ class Message(Struct, forbid_unknown_fields=True):
     content: str | Annotated[list[Part], Meta(min_length=1)]
     name: str | None = None
     refusal: None = None
+
+
+class CalledFunction(Struct, forbid_unknown_fields=True):
+    """What was called; `arguments` is JSON in a string."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    """A call that an earlier answer made."""
+
+    id: str
+    function: CalledFunction
+    index: int | None = None
+
+
+class ToolMessage(Struct, forbid_unknown_fields=True):
+    """One turn where the model knows tools: it may have called some, whose results are told."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[Part], Meta(min_length=1)] | None = None
+    name: str | None = None
+    refusal: None = None
+    tool_calls: Annotated[list[ToolCall], Meta(min_length=1, max_length=128)] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Struct, forbid_unknown_fields=True):
+    """What may be called; `strict` is always so, whatever it says."""
+
+    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Flag = None
+
+
+class Tool(Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    """A tool; functions are the only kind."""
+
+    function: Function
+
+
+class Named(Struct, forbid_unknown_fields=True):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    """The tool that is to be called."""
+
+    function: Named
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -138,15 +192,28 @@ def completion_type(model: str, cycles: tuple[int, int]) -> type[Struct]:
     return _body("completion", own, _common(model, cycles))
 
 
-def chat_type(model: str, cycles: tuple[int, int]) -> type[Struct]:
-    """The body of /v1/chat/completions to a server of `model`; see `completion_type`."""
+def chat_type(model: str, cycles: tuple[int, int], tools: bool = False) -> type[Struct]:
+    """The body of /v1/chat/completions to a server of `model`; see `completion_type`.
+
+    `tools`: whether the model can call any.
+    """
+    calling: list[Field] = [
+        ("tools", _bound(list[Any], max_length=0) | None, None),
+        ("tool_choice", Literal["none", "auto", None], None),
+    ]
+    if tools:
+        calling = [
+            ("tools", _bound(list[Tool], max_length=MOST_TOOLS) | None, None),
+            ("tool_choice", Literal["none", "auto", "required"] | NamedTool | None, None),
+            ("parallel_tool_calls", Flag, None),
+        ]
+    kind = ToolMessage if tools else Message
     own = [
-        ("messages", _bound(list[Message], min_length=1, max_length=1000)),
+        ("messages", _bound(list[kind], min_length=1, max_length=1000)),
         ("logprobs", Flag, None),
         ("top_logprobs", _bound(int, ge=0, le=MOST_LOGPROBS) | None, None),
         ("max_completion_tokens", *_number("max_tokens")[1:]),
-        ("tools", _bound(list[Any], max_length=0) | None, None),
-        ("tool_choice", Literal["none", "auto", None], None),
+        *calling,
     ]
     return _body("chat", own, _common(model, cycles))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from question_files import write_all
 
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.export import Recipe, export
@@ -21,6 +20,7 @@ from hrm_edge.runtime.suites.data import Data
 from hrm_edge.runtime.suites.report import compare, summary
 from hrm_edge.runtime.suites.run import Choice, Run, named
 from hrm_edge.runtime.suites.tasks import SUITES, Question
+from question_files import write_all
 from serving import serving
 
 pytestmark = pytest.mark.slow
