@@ -20,29 +20,34 @@ from hrm_edge.bundle import Bundle
 from hrm_edge.errors import HRMEdgeError
 
 from .session.loading import Loading
-from .session.opening import open_session, settled
+from .session.opening import open_rows, settled
 from .session.protocol import Session
 from .session.threads import default_threads
 
 
 @dataclass(frozen=True)
 class Test:
-    """Prefill of n_prompt tokens, or decoding of n_gen behind n_depth; the other is 0."""
+    """Prefill of n_prompt tokens, or decoding of n_gen behind n_depth; the other is 0.
+
+    With n_parallel rows, which decode n_gen tokens each.
+    """
 
     n_prompt: int = 0
     n_gen: int = 0
     n_depth: int = 0
+    n_parallel: int = 1
 
     @property
     def name(self) -> str:
-        """llama-bench's: pp512, tg128, tg128 @ d1000."""
+        """llama-bench's: pp512, tg128, tg128 @ d1000; tg128 x4 with four rows."""
         what = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+        what += f" x{self.n_parallel}" if self.n_parallel > 1 else ""
         return f"{what} @ d{self.n_depth}" if self.n_depth else what
 
     @property
     def tokens(self) -> int:
         """The number of tokens that are timed."""
-        return self.n_prompt + self.n_gen
+        return self.n_prompt + self.n_gen * self.n_parallel
 
     @property
     def context(self) -> int:
@@ -70,6 +75,7 @@ class Result:
     n_prompt: int
     n_gen: int
     n_depth: int
+    n_parallel: int
     samples_ns: list[int]
     samples_ts: list[float]
     avg_ts: float
@@ -82,7 +88,7 @@ class Result:
 class Bench:
     """A loaded bundle and what is known of it."""
 
-    session: Session
+    rows: Sequence[Session]
     facts: dict[str, Any]
     vocab_size: int
 
@@ -103,7 +109,8 @@ class Bench:
                 "use a smaller -p, -n or -d"
             )
         loading = settled(bundle, loading)
-        session = open_session(bundle, replace(loading, max_context=context))
+        count = max(test.n_parallel for test in tests)
+        rows = open_rows(bundle, replace(loading, max_context=context, rows=count))
         facts = {
             "model": path.resolve().name,
             "model_size": sum(file.size for file in manifest.files.values()),
@@ -118,7 +125,12 @@ class Bench:
             "provider": loading.provider,
             "n_threads": loading.threads or default_threads() or 0,
         }
-        return cls(session, facts, manifest.model.vocab_size)
+        return cls(rows, facts, manifest.model.vocab_size)
+
+    @property
+    def session(self) -> Session:
+        """The first row, which computes what is no matter of several."""
+        return self.rows[0]
 
     def run(self, test: Test, repetitions: int, warm_up: bool = True) -> Result:
         """Time `test` that often, after one run that is not counted."""
@@ -140,12 +152,18 @@ class Bench:
 
     def once(self, test: Test) -> int:
         """Nanoseconds of one run of `test`."""
-        ids = np.random.default_rng(0).integers(0, self.vocab_size, 1 + sum(asdict(test).values()))
-        prefix, rest = ids[: max(1, test.n_depth)].tolist(), ids[-test.tokens :].tolist()
+        count = max(test.n_prompt, test.n_gen)
+        ids = np.random.default_rng(0).integers(0, self.vocab_size, 1 + test.n_depth + count)
+        prefix, rest = ids[: max(1, test.n_depth)].tolist(), ids[-count:].tolist()
         if test.n_prompt:
             return _timed(lambda: self.session.prefill(rest))
-        self.session.start(prefix)
-        return _timed(lambda: [self.session.decode([token]) for token in rest])
+        rows = self.rows[: test.n_parallel]
+        for row in rows:
+            row.start(prefix)
+        if len(rows) == 1:
+            return _timed(lambda: [self.session.decode([token]) for token in rest])
+        several = [[token] * len(rows) for token in rest]
+        return _timed(lambda: [self.session.decode_rows(rows, tokens) for tokens in several])
 
     def sustained(self, test: Test, minutes: float) -> Iterator[tuple[float, float]]:
         """Run `test` over and over: (seconds since the start, tokens per second) of each run."""
@@ -164,10 +182,15 @@ def _timed(work: Callable[[], object]) -> int:
     return time.perf_counter_ns() - started
 
 
-def plan(prompts: Sequence[int], answers: Sequence[int], depths: Sequence[int]) -> list[Test]:
+def plan(
+    prompts: Sequence[int],
+    answers: Sequence[int],
+    depths: Sequence[int],
+    rows: Sequence[int] = (1,),
+) -> list[Test]:
     """The tests to run. Prefill has no depth: a prompt is read in one call, whatever its length."""
     tests = [Test(n_prompt=p) for p in prompts if p]
-    tests += [Test(n_gen=n, n_depth=d) for d in depths for n in answers if n]
+    tests += [Test(0, n, d, r) for d in depths for n in answers for r in rows if n]
     if not tests:
         raise HRMEdgeError("there is nothing to measure; give -p or -n more than 0")
     return tests

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Tokens in front of those that -n decodes. A prompt is one call and has no depth.",
 )
+@click.option(
+    "--parallel",
+    type=Numbers(),
+    default="1",
+    show_default=True,
+    help="Rows that decode at once, -n tokens each; t/s are those of all.",
+)
 @click.option("-r", "--repetitions", default=5, show_default=True)
 @THREADS
 @H_CYCLES
@@ -56,6 +63,7 @@ def command(
     n_prompt: tuple[int, ...],
     n_gen: tuple[int, ...],
     n_depth: tuple[int, ...],
+    parallel: tuple[int, ...],
     repetitions: int,
     output: str,
     no_warmup: bool,
@@ -65,13 +73,15 @@ def command(
 ) -> None:
     """Measure prefill (pp) and decode (tg) of BUNDLE in tokens per second.
 
-    -p, -n and -d take several numbers, joined by commas.
+    -p, -n, -d and --parallel take several numbers, joined by commas.
     """
     how = taken(loading)
     _check(repetitions, sustained, plot)
     from ..bench import Bench, plan
 
-    tests = plan(n_prompt, n_gen, n_depth)
+    if not all(parallel):
+        raise HRMEdgeError("--parallel is 0, expected 1 or more")
+    tests = plan(n_prompt, n_gen, n_depth, parallel)
     if sustained is not None:
         tests = [test for test in tests if test.n_gen][-1:]
         if not tests:

@@ -47,6 +47,15 @@ def test_json_holds_every_sample_and_csv_a_line_each(shared_bundle: Path) -> Non
     assert [line["test"] for line in lines] == ["pp8", "tg4"]
 
 
+def test_rows_decode_their_tokens_at_once(shared_bundle: Path) -> None:
+    options = ("-p", 0, "-n", 6, "-d", "0,9", "--parallel", "1,3", "-r", 2, "-t", 1)
+    found = json.loads(bench(shared_bundle, *options, "-o", "json").stdout)
+    assert [row["test"] for row in found] == ["tg6", "tg6 x3", "tg6 @ d9", "tg6 x3 @ d9"]
+    for row in found:
+        tokens = 6 * row["n_parallel"]
+        assert row["samples_ts"][0] == pytest.approx(1e9 * tokens / row["samples_ns"][0])
+
+
 def test_packed_weights_can_be_measured_too(shared_bundle: Path, tmp_path: Path) -> None:
     options = ("-p", 8, "-n", 0, "-r", 1, "-t", 1, "--weight-cache", tmp_path / "cache")
     done = bench(shared_bundle, *options)
@@ -79,6 +88,8 @@ def test_a_prompt_has_no_depth() -> None:
         (["-p", 0, "-n", 0], "nothing to measure"),
         (["-p", 4000], "the tests need 4000 tokens of context, .* has 256"),
         (["-r", 0], "repetitions is 0"),
+        (["--parallel", 0], "--parallel is 0, expected 1 or more"),
+        (["-p", 8, "-n", 8, "--parallel", 65], "rows is 65, expected 1 to 64"),
         (["-t", 0], "threads is 0"),
         (["--sustained", 0], "sustained is 0"),
         (["--sustained", 1, "-n", 0], "--sustained decodes"),
