@@ -15,6 +15,7 @@ from .stopping import StopText
 # What a schema may say where calls are not JSON; the rest of JSON Schema is llguidance's.
 KNOWN = {"type", "description", "title", "default", "enum", "properties", "required", "items"}
 KNOWN |= {"additionalProperties"}
+BARE_KEY = re.compile(r"[\w$.-]+")
 ANYTHING = r"/(.|\n)*/"
 INTEGER = "-?(0|[1-9][0-9]*)"
 SIMPLE = {
@@ -46,11 +47,20 @@ def call_grammar(
     before, or instead. `several`: more than one call, where the template knows that. Raises
     HRMEdgeError for a schema that cannot be held.
     """
-    rules = _Rules(form, special)
+    for tool in tools:
+        if tool.parameters.get("type", "object") != "object":
+            raise HRMEdgeError(f"{tool.name}.parameters: expected the schema of an object", "tools")
+    try:
+        return _call_grammar(_Rules(form, special), tools, free, several)
+    except RecursionError:
+        raise HRMEdgeError("a tool's parameters are nested too deeply", "tools") from None
+
+
+def _call_grammar(rules: "_Rules", tools: Sequence[Tool], free: bool, several: bool) -> str:
     calls = " | ".join(rules.call(tool) for tool in tools)
     more = ""
-    if several and form.between is not None:
-        more = f" ({rules.text(form.between)} call)*"
+    if several and rules.form.between is not None:
+        more = f" ({rules.text(rules.form.between)} call)*"
     start = f"call{more}"
     if free:
         first = " | ".join(rules.first_call(tool) for tool in tools)
@@ -64,7 +74,7 @@ class _Rules:
 
     def __init__(self, form: ToolFormat, special: Mapping[str, int]) -> None:
         self.lines: list[str] = []
-        self._form, self._special = form, special
+        self.form, self._special = form, special
         names = sorted(special, key=len, reverse=True)
         self._split = re.compile("|".join(f"({re.escape(name)})" for name in names) or "(?!)")
         self._marker = form.begin.strip().splitlines()[0]  # where a call has begun
@@ -81,24 +91,24 @@ class _Rules:
 
     def call(self, tool: Tool) -> str:
         """A rule for a call of `tool`."""
-        return self._add("call", f"{self.text(self._form.begin)} {self._named(tool)}")
+        return self._add("call", f"{self.text(self.form.begin)} {self._named(tool)}")
 
     def first_call(self, tool: Tool) -> str:
         """A rule for text, if there is some, and a call of `tool` that ends it."""
-        rest = self._form.begin.lstrip().removeprefix(self._marker)
+        rest = self.form.begin.lstrip().removeprefix(self._marker)
         return self._add(
             "first", f"{self._until(self._marker)} {self.text(rest)} {self._named(tool)}"
         )
 
     def _named(self, tool: Tool) -> str:
         """What comes after `begin`."""
-        if self._form.quote is None:
-            schema = dict(tool.parameters) | {"x-guidance": JSON_STYLE}
+        if self.form.quote is None:
+            schema = {"type": "object", **tool.parameters, "x-guidance": JSON_STYLE}
             arguments = f"%json {json.dumps(schema)}"
         else:
             arguments = self._value(tool.parameters, f"{tool.name}.parameters")
-        named = self.text(tool.name + self._form.middle)
-        return f"{named} {self._add('args', arguments)} {self.text(self._form.end)}"
+        named = self.text(tool.name + self.form.middle)
+        return f"{named} {self._add('args', arguments)} {self.text(self.form.end)}"
 
     def _until(self, marker: str) -> str:
         """Any text up to `marker`, and that. A special token ends every text by itself."""
@@ -120,6 +130,8 @@ class _Rules:
                 f"{where}: {odd[0]!r} cannot be held to by this model's calls", "tools"
             )
         if "enum" in schema:
+            if not isinstance(schema["enum"], list) or not schema["enum"]:
+                raise HRMEdgeError(f"{where}: enum is no list of values", "tools")
             return " | ".join(self._literal(value, where) for value in schema["enum"])
         kind = schema.get("type", "object" if "properties" in schema else None)
         if isinstance(kind, list):
@@ -130,22 +142,26 @@ class _Rules:
             item = self._add("item", self._value(schema.get("items", {}), f"{where}.items"))
             return f'"[" ({item} ("," {item})*)? "]"'
         if kind == "string":
-            quote = self._form.quote or ""
+            quote = self.form.quote or ""
             return f"{self.text(quote)} {self._until(quote)}"
-        if kind in SIMPLE:
+        if isinstance(kind, str) and kind in SIMPLE:
             return SIMPLE[kind]
         raise HRMEdgeError(f"{where}: a type is missing or unknown ({kind!r})", "tools")
 
     def _object(self, schema: Mapping[str, Any], where: str) -> str:
         """Properties in their order; those that are not required may be left out."""
         properties, required = schema.get("properties", {}), schema.get("required", [])
+        if not isinstance(properties, Mapping) or not isinstance(required, list):
+            raise HRMEdgeError(f"{where}: properties or required are of a wrong kind", "tools")
         rests = {True: '""', False: '""'}  # by whether nothing stands before them
         for name, inner in reversed(list(properties.items())):
+            if not BARE_KEY.fullmatch(name):
+                raise HRMEdgeError(f"{where}: {name!r:.60} cannot be a bare key", "tools")
             value = self._add("value", self._value(inner, f"{where}.{name}"))
             told = {}
             for first in (True, False):
                 comma = "" if first else '"," '
-                body = f"{comma}{json.dumps(name + ':')} {value} {rests[False]}"
+                body = f"{comma}{self.text(name + ':')} {value} {rests[False]}"
                 if name not in required:
                     body += f" | {rests[first]}"
                 told[first] = self._add("members", body)
@@ -154,7 +170,7 @@ class _Rules:
 
     def _literal(self, value: Any, where: str) -> str:
         if isinstance(value, str):
-            quote = self._form.quote or ""
+            quote = self.form.quote or ""
             return self.text(f"{quote}{value}{quote}")
         if value is None or isinstance(value, bool | int | float):
             return json.dumps(json.dumps(value))
@@ -212,7 +228,7 @@ class CallReader:
             return None
         try:
             value, end = _read(text, named.end() + len(form.middle), form.quote)
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, RecursionError):
             return None
         closing = form.end.rstrip()
         if not text.startswith(closing, end):

@@ -42,7 +42,7 @@ class Metrics:
             *_one("queued_requests", "gauge", "Requests that wait", worker.queued),
             *_one("running_requests", "gauge", "Requests being answered", len(worker.running)),
             *_one("rows", "gauge", "Answers that can be computed at once", worker.rows.count),
-            *_metric("row_tokens_total", "counter", "Tokens made, by row", _by_row(worker)),
+            *_metric("row_tokens_total", "counter", "Tokens given, by row", _by_row(worker)),
             *_one("decode_tokens_per_second", "gauge", "Of the last answer", self.decode_tps),
             *self._histogram(),
         ]

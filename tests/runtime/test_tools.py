@@ -112,6 +112,10 @@ def test_text_and_several_calls_where_they_may_be(tokenizer: Tokenizer, form: To
         ({}, r"a type is missing or unknown \(None\)"),
         ([], "t.parameters.x is no JSON schema"),
         ({"enum": [{}]}, "enum has {}, expected simple values"),
+        ({"enum": 3}, "enum is no list of values"),
+        ({"type": "object", "properties": []}, "properties or required are of a wrong kind"),
+        ({"type": "object", "properties": {"a:b": {}}}, "'a:b' cannot be a bare key"),
+        ({"type": {}}, "a type is missing or unknown"),
     ],
 )
 def test_schemas_that_bare_arguments_cannot_keep_to(schema: Any, says: str) -> None:
@@ -119,3 +123,14 @@ def test_schemas_that_bare_arguments_cannot_keep_to(schema: Any, says: str) -> N
     with pytest.raises(HRMEdgeError, match=says) as refused:
         call_grammar(BARE, [tool], {}, False, False)
     assert refused.value.parameter == "tools"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parameters_are_an_object_of_some_depth(form: ToolFormat) -> None:
+    with pytest.raises(HRMEdgeError, match="expected the schema of an object"):
+        call_grammar(form, [Tool("t", {"type": "string"})], {}, False, False)
+    deep: dict[str, Any] = {"type": "integer"}
+    for _ in range(2000):
+        deep = {"type": "object", "properties": {"x": deep}}
+    with pytest.raises(HRMEdgeError, match="nested too deeply"):
+        call_grammar(form, [Tool("t", deep)], {}, False, False)
