@@ -149,6 +149,7 @@ class Block(nn.Module):
     def __init__(self, config: HRMTextConfig) -> None:
         super().__init__()
         self.eps = config.rms_norm_eps
+        self.dropout = 0.0  # share of what attention and MLP add that is left out in training
         self.attn = Attention(config)
         self.mlp = MLP(config)
 
@@ -163,10 +164,12 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """[B, S, D] twice in, twice out: the MLP's output and the residual it belongs on."""
         normed, residual = magic_norm(x, skip, self.eps)
-        normed, residual = magic_norm(
-            self.attn(normed, rotary, mask, cache, slot), residual, self.eps
-        )
-        return self.mlp(normed), residual
+        delta = self._dropped(self.attn(normed, rotary, mask, cache, slot))
+        normed, residual = magic_norm(delta, residual, self.eps)
+        return self._dropped(self.mlp(normed)), residual
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class Stack(nn.Module):

@@ -63,6 +63,8 @@ class OptimizerSettings:
     bp_min: int = 2
     bp_max: int = 5
     bp_warmup: float = 0.2  # share of the steps over which the horizon grows
+    dropout: float = 0.0  # of what attention and MLP add to the residual, at every pass
+    label_smoothing: float = 0.0  # share of each target that is spread over the vocabulary
     early_exit: float = 0.0  # weight of the loss after the first H cycle alone; 0 = off
     fewer_passes: float = 0.0  # share of the steps that run a random number of L passes a cycle
     shared_slots: float = 0.0  # share of the steps that read prompts as --kv-share cycle does
@@ -231,6 +233,9 @@ def check_config(config: TrainConfig, where: str) -> TrainConfig:
         _fail(where, "optimizer.bp_min", config.optimizer.bp_min, "2 or more, at most bp_max")
     if config.optimizer.early_exit and model.H_cycles == 1:
         _fail(where, "optimizer.early_exit", config.optimizer.early_exit, "0 with H_cycles 1")
+    for key in ("dropout", "label_smoothing"):
+        if not 0 <= getattr(config.optimizer, key) < 1:
+            _fail(where, f"optimizer.{key}", getattr(config.optimizer, key), "0 to less than 1")
     for key in ("fewer_passes", "shared_slots"):
         if not 0 <= getattr(config.optimizer, key) <= 1:
             _fail(where, f"optimizer.{key}", getattr(config.optimizer, key), "0 to 1")

@@ -64,7 +64,27 @@ def evaluate(
     per_task: int = 0,
     precision: str = "fp32",
 ) -> dict[str, Score]:
-    """Score `samples` with the model as it is; processes share the work, all get the result."""
+    """Score `samples` with the model as it is; processes share the work, all get the result.
+
+    Nothing is dropped meanwhile.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return _evaluate(model, samples, world, rows, capacity, per_task, precision)
+    finally:
+        model.train(training)
+
+
+def _evaluate(
+    model: HRMText,
+    samples: Samples,
+    world: World,
+    rows: int,
+    capacity: int,
+    per_task: int,
+    precision: str,
+) -> dict[str, Score]:
     chosen = choose(samples, per_task)
     totals = torch.zeros(len(samples.tasks), 5, dtype=torch.float64)
     work = batches(samples.slots[chosen], rows, capacity)

@@ -146,8 +146,9 @@ class Run:
         self.teacher = None if teacher is None else teacher.requires_grad_(False).to(world.device)
         for each in filter(None, (self.model, self.teacher)):
             shard(each, world, config.run.precision)
-        if config.run.compile:
-            for block in self.model.blocks():
+        for block in self.model.blocks():
+            block.dropout = config.optimizer.dropout
+            if config.run.compile:
                 block.compile(dynamic=False)
         self.optimizer = _optimizer(self.model, config)
         self.progress = self._resume() if resume else Progress()
@@ -225,6 +226,8 @@ class Run:
         rows = self._next_rows()
         settings, seed = self.config.optimizer, self.config.run.seed
         how = plan(settings, self.model.config, seed, step), kv_share(settings, seed, step)
+        if settings.dropout:  # drawn by the step, so that a run that was stopped goes on alike
+            torch.manual_seed((seed << 40) + step * self.world.size + self.world.rank)
         sums = self._accumulate(rows, horizon, *how)
         self._check_finite(step, sums[0].item())
         for group in self.optimizer.param_groups:
@@ -250,11 +253,13 @@ class Run:
         local = torch.tensor([len(rows.select)], device=rows.ids.device, dtype=torch.float64)
         targets = self.world.total(local.clone())
         sums = torch.zeros(5, device=rows.ids.device, dtype=torch.float64)
-        weight = self.config.optimizer.early_exit
+        weight, smoothing = self.config.optimizer.early_exit, self.config.optimizer.label_smoothing
         for micro in _micro_batches(rows, self.config.run.micro_rows):
             with self._autocast():
                 early, teacher = weight > 0, self.teacher
-                result = outcome(self.model, micro, horizon, early, teacher, chosen, share)
+                result = outcome(
+                    self.model, micro, horizon, early, teacher, chosen, share, smoothing
+                )
             loss = result.losses.sum()
             if result.early is not None:
                 loss = loss + weight * result.early.sum()

@@ -39,6 +39,7 @@ def outcome(
     teacher: HRMText | None = None,
     plan: Sequence[bool] | None = None,
     kv_share: str = "none",
+    smoothing: float = 0.0,
 ) -> Outcome:
     """Run packed rows and score every supervised position; the head runs on those only.
 
@@ -48,6 +49,7 @@ def outcome(
     twice: first by all passes, as a device reads a prompt; then answers attend to what that has
     left of their prompts in shared slots. Of an answer's own tokens each pass sees its own keys:
     those of a later pass are not there yet when all tokens are read at once.
+    `smoothing` is the share of each target that is spread evenly over the vocabulary.
     With a `teacher` the losses are those against its distributions; hits stay the data's.
     """
     select, mask = rows.select, attention_mask(rows, model.config.prefix_lm)
@@ -66,11 +68,11 @@ def outcome(
     with torch.no_grad():
         hits = logits.argmax(-1) == targets
         expected = targets if teacher is None else teacher(rows.ids, **inputs).float().softmax(-1)
-    losses = F.cross_entropy(logits.float(), expected, reduction="none")
-    first = None
+    loss = partial(F.cross_entropy, reduction="none", label_smoothing=smoothing)
+    losses, first = loss(logits.float(), expected), None
     if early:
         shallow = run(plan=model.config.plan(h_cycles=1))
-        first = F.cross_entropy(shallow.float(), expected, reduction="none")
+        first = loss(shallow.float(), expected)
     return Outcome(select, losses, hits, first)
 
 

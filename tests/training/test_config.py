@@ -51,6 +51,10 @@ def test_yaml_changes_a_preset(tmp_path: Path) -> None:
         ("model: {heads: 3}", "model.heads is 3, expected to split 256 into even heads"),
         ("optimizer: {bp_min: 1}", "optimizer.bp_min is 1, expected 2 or more"),
         (
+            "optimizer: {dropout: 1.0}",
+            "optimizer.dropout is 1.0, expected 0 to less than 1",
+        ),
+        (
             "model: {H_cycles: 1}\noptimizer: {early_exit: 0.5}",
             "optimizer.early_exit is 0.5, expected 0 with H_cycles 1",
         ),

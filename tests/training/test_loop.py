@@ -134,6 +134,23 @@ def test_a_half_written_state_is_ignored(data: Path, run: Path, tmp_path: Path) 
     assert sorted(p.name for p in (tmp_path / "run/state").iterdir()) == STATES
 
 
+def test_what_is_dropped_hangs_on_the_step_alone(
+    run: Path, data: Path, valid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped run goes on alike, and evaluations drop nothing."""
+    config = replace(TINY, optimizer=replace(TINY.optimizer, dropout=0.3))
+    train(config, data, tmp_path / "whole", valid=valid, quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoint")
+    shutil.rmtree(tmp_path / "half" / "state" / STATES[-1])
+    torch.rand(7)
+    train(config, data, tmp_path / "half", valid=valid, resume=True, quiet=True)
+    found = metrics(tmp_path / "half", "loss")
+    assert found == pytest.approx(metrics(tmp_path / "whole", "loss"), rel=1e-6)
+    assert metrics(tmp_path / "half", "scores")[-1] == metrics(tmp_path / "whole", "scores")[-1]
+    assert found != metrics(run, "loss")
+
+
 def test_two_processes_have_the_losses_of_one_and_one_resumes_them(
     run: Path, data: Path, valid: Path, config_file: Path, tmp_path: Path
 ) -> None:
@@ -256,9 +273,10 @@ def test_the_passes_of_a_step_are_those_that_were_drawn(
         teacher: None,
         plan: Plan,
         share: str,
+        smoothing: float,
     ) -> Outcome:
         seen.append(plan)
-        assert share == "none"
+        assert share == "none" and smoothing == 0
         found = honest(model, rows, horizon, early, teacher, plan)
         whole = honest(model, rows, horizon, early, teacher)
         same = torch.equal(found.losses, whole.losses)

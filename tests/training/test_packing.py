@@ -110,6 +110,18 @@ def test_losses_are_cross_entropy_of_the_next_answer_tokens(samples: Samples) ->
     result = outcome(model, rows)
     torch.testing.assert_close(result.losses.sum(), expected)
     assert len(result.hits) == int((rows.targets != -100).sum())
+    spread = -logits[rows.targets != -100].log_softmax(-1).mean(-1)
+    smooth = outcome(model, rows, smoothing=0.2)
+    torch.testing.assert_close(smooth.losses, 0.8 * result.losses + 0.2 * spread)
+
+
+def test_what_is_dropped_is_dropped_in_training_alone(samples: Samples) -> None:
+    model, rows = new_model(CONFIG), build_rows(samples, [[9, 2], [4, 5]], 20)
+    whole = outcome(model, rows).losses
+    for block in model.blocks():
+        block.dropout = 0.5
+    assert not torch.equal(outcome(model, rows).losses, outcome(model, rows).losses)
+    assert torch.equal(outcome(model.eval(), rows).losses, whole)
 
 
 @pytest.mark.parametrize("kv_share", ["cycle", "stack"])
