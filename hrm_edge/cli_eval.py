@@ -85,7 +85,7 @@ def command(bundle: str, suite: str | None, as_json: bool, kv_share: str, **valu
     server of ours at the address http://...
     """
     for name in SUITE if suite is None else FIGURES:
-        if values[name] is not None:
+        if _given(name):
             flag = {"rows": "parallel", "key": "api-key"}.get(name, name).replace("_", "-")
             than = "for --suite alone" if suite is None else "not for --suite"
             raise HRMEdgeError(f"--{flag} is {than}; leave it out")
@@ -94,6 +94,12 @@ def command(bundle: str, suite: str | None, as_json: bool, kv_share: str, **valu
         _figures(shipped.bundle(bundle), how, values, as_json)
     else:
         _Suites(bundle, suite, how, values).run(as_json)
+
+
+def _given(name: str) -> bool:
+    """Whether an option stands in the command itself, not in a file of defaults or a variable."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _figures(bundle: Path, how: Decoding, values: Mapping[str, Any], as_json: bool) -> None:
@@ -160,14 +166,10 @@ class _Suites:
         """What answers depend on, and what loads whoever gives them."""
         answering = importlib.import_module("hrm_edge.runtime.suites.answering")
         if self.who.startswith(("http://", "https://")):
-            for name, given in (
-                ("threads", self.values["threads"]),
-                ("l-cycles", self.how.l_cycles),
-            ):
-                if given is not None:
-                    raise HRMEdgeError(f"--{name} is the server's own; leave it out")
-            if self.how.kv_share != "none":
-                raise HRMEdgeError("--kv-share is the server's own; leave it out")
+            for name in ("threads", "l_cycles", "kv_share"):
+                if _given(name):
+                    flag = name.replace("_", "-")
+                    raise HRMEdgeError(f"--{flag} is the server's own; leave it out")
             rows = self.values["rows"] or CLIENTS
             server = answering.There(self.who, self.values["key"], rows)
             return {"model": server.name, "decoding": None}, lambda: server

@@ -165,7 +165,11 @@ def test_ones_own_questions(run_cli, shared_bundle: Path, tmp_path: Path) -> Non
 
 
 def test_a_server_is_asked_as_a_bundle_is(
-    run_cli, shared_checkpoint: Path, home: Path, tmp_path: Path
+    run_cli,
+    shared_checkpoint: Path,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = Recipe(bits=32, head_bits=32, embedding_bits=32, kv_bits=32)
     bundle = export(shared_checkpoint, tmp_path / "b", recipe=recipe, gate=None).path
@@ -180,6 +184,11 @@ def test_a_server_is_asked_as_a_bundle_is(
         assert refused[0] == 1 and "answered 401" in refused[2]
         refused = run_cli("eval", running.url, *flags, "--threads", 2)
         assert refused[0] == 1 and "--threads is the server's own" in refused[2]
+        monkeypatch.setenv("HRM_EDGE_CONFIG", str(tmp_path / "config.toml"))
+        (tmp_path / "config.toml").write_text('threads = 1\nkv-share = "cycle"\n')
+        assert run_cli("eval", running.url, *flags, "--api-key", "secret")[0] == 0
+        monkeypatch.setenv("HRM_EDGE_API_KEY", "secret")
+        assert run_cli("eval", bundle, "--samples", 1, "--no-sources")[0] == 0
 
 
 class Failing(BaseHTTPRequestHandler):
