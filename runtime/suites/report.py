@@ -93,7 +93,7 @@ def read(path: Path) -> list[Row]:
 
 
 def compare(rows: Sequence[Row], other: Sequence[Row]) -> dict[str, Found]:
-    """By suite, over the questions that both answered: what changed, and whether it is chance.
+    """By suite, over the same questions in both: what changed, and whether it is chance.
 
     `better` and `worse` count questions whose score rose or fell from `other` to `rows`; `p` is
     McNemar's exact test of their being equally likely.
@@ -101,7 +101,7 @@ def compare(rows: Sequence[Row], other: Sequence[Row]) -> dict[str, Found]:
     before, found = {row["id"]: row for row in other}, dict[str, Found]()
     for row in rows:
         was = before.get(row["id"])
-        if was is None:
+        if was is None or was.get("asked") != row.get("asked"):
             continue
         counts: Found = dict.fromkeys(("questions", "better", "worse", "texts"), 0)
         f = found.setdefault(row["suite"], counts)

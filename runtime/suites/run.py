@@ -1,9 +1,12 @@
 """A run over suites: which questions, their answers in a file that a stopped run goes on from."""
 
+import hashlib
+import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from .answering import Answerer, Told
 from .data import Data
 from .tasks import SUITES, LocalSuite, Question, Suite
 
-Row = dict[str, Any]  # of the file: {"id", "suite", "text", "value", "strict", ...}
+Row = dict[str, Any]  # of the file: {"id", "suite", "asked", "text", "value", "strict", ...}
 ABOUT = "about"  # id of the line that says what the others are answers of
 
 
@@ -50,6 +53,8 @@ def named(names: str) -> dict[str, Suite | LocalSuite]:
     """The suites of "gsm8k,mmlu" or the path of a JSONL file. Raises HRMEdgeError."""
     found: dict[str, Suite | LocalSuite] = {}
     for name in names.split(","):
+        if (Path(name).stem if name.endswith(".jsonl") else name) in found:
+            raise HRMEdgeError(f"suite {name!r} is named twice")
         if name in SUITES:
             found[name] = SUITES[name]
         elif name.endswith(".jsonl"):
@@ -68,7 +73,6 @@ class Run:
     data: Data
     choice: Choice
     out: Path | None = None
-    quiet: Callable[[Iterator[Any]], Iterator[Any]] = iter  # how answers are waited for
 
     def rows(self, open_answerer: Callable[[], Answerer], about: Mapping[str, Any]) -> list[Row]:
         """An answer to every question, scored; `about` says what else they depend on.
@@ -82,15 +86,16 @@ class Run:
             done: dict[Any, Row] = {}
             journal = None
             if self.out is not None:
-                journal = stack.enter_context(Journal(self.out, lambda row: _alien(row, about)))
+                check = partial(_alien, about=about, asked=asked)
+                journal = stack.enter_context(Journal(self.out, check))
                 done = {id: row for id, row in journal.done.items() if id != ABOUT}
                 if not journal.done:
                     journal.add(about)
             left = [(q, self.suites[name].most) for name, q in asked.values() if q.id not in done]
             if left:
                 answerer = open_answerer()
-                told = stack.enter_context(counting(len(asked), "answer", len(done)))
-                for question, answer in self.quiet(answerer.answers(left)):
+                told = stack.enter_context(counting(len(asked), "answer", len(asked) - len(left)))
+                for question, answer in answerer.answers(left):
                     row = self._row(asked[question.id][0], question, answer)
                     done[question.id] = row
                     if journal is not None:
@@ -108,12 +113,21 @@ class Run:
 
     def _row(self, name: str, question: Question, told: Told) -> Row:
         score = self.suites[name].judge(question, told.text)
-        shown = {"id": question.id, "suite": name, "text": told.text, "gold": question.gold}
+        shown = {"id": question.id, "suite": name, "asked": _digest(question)}
+        shown |= {"text": told.text, "gold": question.gold}
         kept = {k: v for k, v in asdict(score).items() if v is not None and v is not False}
         return shown | kept | {"tokens": told.tokens, "finish_reason": told.finish_reason}
 
 
-def _alien(row: Mapping[str, Any], about: Mapping[str, Any]) -> str | None:
+def _digest(question: Question) -> str:
+    """Of the prompt and of what is right, by which a question is known again."""
+    text = json.dumps([question.prompt, question.condition, question.gold])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _alien(
+    row: Mapping[str, Any], about: Mapping[str, Any], asked: Mapping[str, tuple[str, Question]]
+) -> str | None:
     """What is wrong with a line of a file of answers to go on from."""
     if row["id"] == ABOUT:
         for key, value in about.items():
@@ -123,6 +137,8 @@ def _alien(row: Mapping[str, Any], about: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(row.get("suite"), str) or not isinstance(row.get("value"), int | float):
         return "not a scored answer"
+    if row["id"] in asked and row.get("asked") != _digest(asked[row["id"]][1]):
+        return f"{row['id']} was another question then"
     return None
 
 

@@ -161,6 +161,10 @@ def test_ones_own_questions(run_cli, shared_bundle: Path, tmp_path: Path) -> Non
     code, told, _ = run_cli("eval", shared_bundle, "--suite", path, "--parallel", 1, "--json")
     found = json.loads(told)
     assert code == 0 and found["suites"]["own"]["score"] == 0.5
+    flags = ("--suite", path, "-o", tmp_path / "out.jsonl", "--parallel", 1)
+    assert run_cli("eval", shared_bundle, *flags)[0] == 0
+    path.write_text(path.read_text().replace("Hi", "Ho"))
+    assert "own/1 was another question then" in refused(run_cli, shared_bundle, *flags)
     assert [row["text"] for row in found["answers"]] == answers
 
 
@@ -251,6 +255,7 @@ def test_what_cannot_be_is_one_line(
         return refused(run_cli, shared_bundle, *flags)
 
     assert "suite is 'gsm9k', expected gsm8k, math, drop" in no("--suite", "gsm9k")
+    assert "suite 'gsm8k' is named twice" in no("--suite", "gsm8k,gsm8k")
     assert "no file of test in main/" in no("--suite", "gsm8k", "--data-dir", tmp_path)
     write_all(tmp_path)
     odd = tmp_path / "openai/gsm8k/main/test-00000-of-00001.parquet"
