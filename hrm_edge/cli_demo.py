@@ -1,6 +1,6 @@
 """`hrm-edge demo`: the shipped hrm-tiny from checkpoint to answers, as a user would do it.
 
-The one place that joins two rooms, export and runtime; each is loaded by name when it is needed.
+It joins two rooms, export and runtime, as cli_eval.py does; each is loaded by name when needed.
 """
 
 import importlib
