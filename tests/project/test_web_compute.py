@@ -113,7 +113,7 @@ def test_the_model_is_fetched_once_and_the_page_says_how_far_it_is(
         said = page.evaluate("said")
         read = [re.search(r"reading the model: ([\d.]+) of ([\d.]+) MiB", line) for line in said]
         done = [float(found[1]) for found in read if found]
-        assert len(done) > 5 and done == sorted(done)
+        assert done and done == sorted(done)  # how many there are is the browser's choice
         assert max(done) == float(next(found[2] for found in read if found))
         assert any("memory" in line for line in said) or memory(page)
         fetched = [path for path in log if path.endswith((".data", ".wasm"))]
