@@ -185,7 +185,7 @@ class _Suites:
         def here() -> Any:
             load = importlib.import_module("hrm_edge.runtime").load
             with status("loading the bundle"):
-                return answering.Here(load(path, **loading, **decoding), self.who)
+                return answering.Here(load(path, **loading, **decoding))
 
         return {"model": digest, "decoding": decoding}, here
 

@@ -243,10 +243,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def parse_json(text: str, where: str) -> Any:
     """What the JSON `text` says, its numbers within 64 bits; HRMEdgeError naming `where` if not."""
     try:
-        return json.loads(text, parse_int=_int64, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, parse_int=_int64, parse_float=_finite, parse_constant=_finite)
+        if "\\ud" in text.lower():  # a surrogate, which alone is no text that could be written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}: " if "\n" in text.strip() else ""
         raise HRMEdgeError(f"{where}: not valid JSON ({at}{error.msg})") from None
+    except UnicodeEncodeError:
+        raise HRMEdgeError(f"{where}: has half a character (a lone surrogate)") from None
     except ValueError as error:  # a number
         raise HRMEdgeError(f"{where}: {error}") from None
     except RecursionError:

@@ -34,8 +34,6 @@ UNFIT = Told("", 0, "length")
 class Answerer(Protocol):
     """Answers greedily, in any order."""
 
-    name: str
-
     def answers(self, questions: Iterable[tuple[Question, int]]) -> Iterator[tuple[Question, Told]]:
         """Each question, of at most so many tokens of answer. Raises HRMEdgeError."""
         ...
@@ -44,8 +42,8 @@ class Answerer(Protocol):
 class Here:
     """A model of this process, as many questions at once as it has rows."""
 
-    def __init__(self, model: Model, name: str) -> None:
-        self.name, self._model = name, model
+    def __init__(self, model: Model) -> None:
+        self._model = model
 
     def answers(self, questions: Iterable[tuple[Question, int]]) -> Iterator[tuple[Question, Told]]:
         """As Answerer says."""

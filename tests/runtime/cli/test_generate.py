@@ -145,6 +145,7 @@ def test_what_cannot_be_gone_on_from_is_refused(
         ('{"prompt": "a"}\n{oops', "in.jsonl:2: not valid JSON"),
         ('{"text": "a"}', "in.jsonl:1: expected an object with either prompt or messages"),
         ('{"prompt": 3}', "in.jsonl:1: prompt is 3, expected text"),
+        ('{"prompt": "a\\ud800"}', "in.jsonl:1: has half a character (a lone surrogate)"),
     ],
 )
 def test_a_batch_that_cannot_be_read_is_refused(

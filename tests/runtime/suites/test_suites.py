@@ -36,8 +36,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Dictated:
     """Answers as told, by the question's id."""
 
-    name = "dictated"
-
     def __init__(self, texts: dict[str, str]) -> None:
         self.texts, self.asked = texts, list[tuple[Question, int]]()
 
