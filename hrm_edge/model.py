@@ -149,7 +149,6 @@ class Block(nn.Module):
     def __init__(self, config: HRMTextConfig) -> None:
         super().__init__()
         self.eps = config.rms_norm_eps
-        self.dropout = 0.0  # share of what attention and MLP add that is left out in training
         self.attn = Attention(config)
         self.mlp = MLP(config)
 
@@ -161,15 +160,31 @@ class Block(nn.Module):
         mask: Mask,
         cache: KVCache | None = None,
         slot: int = 0,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """[B, S, D] twice in, twice out: the MLP's output and the residual it belongs on."""
-        normed, residual = magic_norm(x, skip, self.eps)
-        delta = self._dropped(self.attn(normed, rotary, mask, cache, slot))
-        normed, residual = magic_norm(delta, residual, self.eps)
-        return self._dropped(self.mlp(normed)), residual
+        """[B, S, D] twice in, twice out: the MLP's output and the residual it belongs on.
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+        `kept` [2, B, S, D]: what attention and MLP add is multiplied by it (see `dropout_masks`).
+        """
+        normed, residual = magic_norm(x, skip, self.eps)
+        delta = self.attn(normed, rotary, mask, cache, slot)
+        if kept is not None:
+            delta = delta * kept[0]
+        normed, residual = magic_norm(delta, residual, self.eps)
+        delta = self.mlp(normed)
+        return delta if kept is None else delta * kept[1], residual
+
+
+def dropout_masks(blocks: int, x: Tensor, rate: float) -> Tensor:
+    """[blocks, 2, B, S, D] for states x [B, S, D]: 0 in `rate` of all places, else 1 / (1 - rate),
+    rounded to bf16. One mask serves every pass of a block, as dropout does in a recurrent network
+    (Gal and Ghahramani, arXiv 1512.05287). 16 random bits decide on a place, four places a draw.
+    """
+    places = blocks * 2 * x.numel()
+    draws = torch.empty(-(-places // 4), dtype=torch.int64, device=x.device)
+    bits = draws.random_(-(2**63), None).view(torch.int16)[:places]
+    kept = (bits >= round(rate * 2**16) - 2**15).to(torch.bfloat16) / (1 - rate)
+    return kept.view(blocks, 2, *x.shape)
 
 
 class Stack(nn.Module):
@@ -188,11 +203,15 @@ class Stack(nn.Module):
         mask: Mask,
         cache: KVCache | None = None,
         slot: int = 0,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """[B, S, D] -> [B, S, D]. `slot` is the cache slot of the first layer."""
+        """[B, S, D] -> [B, S, D]. `slot` is the cache slot of the first layer; `kept` has a mask
+        for each (see `dropout_masks`).
+        """
         x, skip = state, injected
         for i, layer in enumerate(self.layers):
-            x, skip = layer(x, skip, rotary, mask, cache, slot + i)
+            mine = None if kept is None else kept[i]
+            x, skip = layer(x, skip, rotary, mask, cache, slot + i, mine)
         return self.exit(x, skip)
 
     def exit(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -233,6 +252,7 @@ class Recurrence(nn.Module):
     def __init__(self, config: HRMTextConfig) -> None:
         super().__init__()
         self.config = config
+        self.dropout = 0.0  # share of what attention and MLP add that is left out in training
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.z_L_init: Tensor
         self.register_buffer("z_L_init", torch.zeros(config.hidden_size))  # frozen, yet saved
@@ -252,16 +272,25 @@ class Recurrence(nn.Module):
         layers = self.config.layers_per_stack
         z_h = self.embed_tokens(ids) * self.config.embedding_scale
         z_l = self.z_L_init.to(z_h.dtype).expand_as(z_h)
+        kept_l, kept_h = self._dropout(z_h)
         reached = passes_with_gradient(self.config, bp_passes, plan)
         for i, stack in enumerate(self.config.passes):
             if plan is not None and not plan[i]:
                 continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and reached[i]):
                 if stack == "L":
-                    z_l = self.L_module(z_l, z_h, rotary, mask, cache, i * layers)
+                    z_l = self.L_module(z_l, z_h, rotary, mask, cache, i * layers, kept_l)
                 else:
-                    z_h = self.H_module(z_h, z_l, rotary, mask, cache, i * layers)
+                    z_h = self.H_module(z_h, z_l, rotary, mask, cache, i * layers, kept_h)
         return z_h
+
+    def _dropout(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Masks for the blocks of L and of H, or nothing."""
+        if not (self.training and self.dropout):
+            return None, None
+        layers = self.config.layers_per_stack
+        masks = dropout_masks(2 * layers, x, self.dropout)
+        return masks[:layers], masks[layers:]
 
 
 class HRMText(nn.Module):

@@ -63,6 +63,7 @@ class OptimizerSettings:
     bp_min: int = 2
     bp_max: int = 5
     bp_warmup: float = 0.2  # share of the steps over which the horizon grows
+    passes_warmup: float = 0.0  # share of the steps, the first ones, with one pass of each stack
     dropout: float = 0.0  # of what attention and MLP add to the residual, at every pass
     label_smoothing: float = 0.0  # share of each target that is spread over the vocabulary
     early_exit: float = 0.0  # weight of the loss after the first H cycle alone; 0 = off
@@ -236,7 +237,7 @@ def check_config(config: TrainConfig, where: str) -> TrainConfig:
     for key in ("dropout", "label_smoothing"):
         if not 0 <= getattr(config.optimizer, key) < 1:
             _fail(where, f"optimizer.{key}", getattr(config.optimizer, key), "0 to less than 1")
-    for key in ("fewer_passes", "shared_slots"):
+    for key in ("passes_warmup", "fewer_passes", "shared_slots"):
         if not 0 <= getattr(config.optimizer, key) <= 1:
             _fail(where, f"optimizer.{key}", getattr(config.optimizer, key), "0 to 1")
     if config.optimizer.shared_slots and config.run.compile:

@@ -5,6 +5,7 @@ answer's own tokens, the model ranks each of them first, the end token included.
 with other tokens counts as wrong, so this is a lower bound on matching text.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,15 +64,15 @@ def evaluate(
     capacity: int,
     per_task: int = 0,
     precision: str = "fp32",
+    plan: Sequence[bool] | None = None,
 ) -> dict[str, Score]:
-    """Score `samples` with the model as it is; processes share the work, all get the result.
-
-    Nothing is dropped meanwhile.
+    """Score `samples` with the model as it is, by the passes of `plan` (None = all); processes
+    share the work, all get the result. Nothing is dropped meanwhile.
     """
     training = model.training
     model.eval()
     try:
-        return _evaluate(model, samples, world, rows, capacity, per_task, precision)
+        return _evaluate(model, samples, world, rows, capacity, per_task, precision, plan)
     finally:
         model.train(training)
 
@@ -84,6 +85,7 @@ def _evaluate(
     capacity: int,
     per_task: int,
     precision: str,
+    plan: Sequence[bool] | None,
 ) -> dict[str, Score]:
     chosen = choose(samples, per_task)
     totals = torch.zeros(len(samples.tasks), 5, dtype=torch.float64)
@@ -91,7 +93,7 @@ def _evaluate(
     for i in range(-(-len(work) // world.size)):
         mine = i * world.size + world.rank  # every process runs as often: forwards are collective
         bins = [[int(chosen[k]) for k in row] for row in work[min(mine, len(work) - 1)]]
-        found = _score(model, samples, bins, world, capacity, precision)
+        found = _score(model, samples, bins, world, capacity, precision, plan)
         totals += found if mine < len(work) else 0
     reshard(model)
     totals = world.total(totals.to(world.device, torch.float32)).cpu()
@@ -105,11 +107,12 @@ def _score(
     world: World,
     capacity: int,
     precision: str,
+    plan: Sequence[bool] | None,
 ) -> torch.Tensor:
     """Sums per task [tasks, 5]: samples, answers right, tokens, tokens right, loss."""
     rows = build_rows(samples, bins, capacity).to(world.device)
     with torch.autocast(world.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        result = outcome(model, rows)
+        result = outcome(model, rows, plan=plan)
     most = max(1, max(len(row) for row in bins))
     row = result.select // capacity
     sample = (row * most + rows.segments.flatten()[result.select]).cpu()

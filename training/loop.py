@@ -35,7 +35,7 @@ from .packing import Rows, Stream, build_rows
 from .plots import plot_run
 from .prepare import Corpus, prepare
 from .qat import add_qat
-from .schedule import Pace, bp_passes, kv_share, learning_rate, plan
+from .schedule import Pace, bp_passes, grown_plan, kv_share, learning_rate, plan
 from .weights import load_model, load_weights, new_model, save_model
 
 
@@ -146,9 +146,9 @@ class Run:
         self.teacher = None if teacher is None else teacher.requires_grad_(False).to(world.device)
         for each in filter(None, (self.model, self.teacher)):
             shard(each, world, config.run.precision)
-        for block in self.model.blocks():
-            block.dropout = config.optimizer.dropout
-            if config.run.compile:
+        self.model.model.dropout = config.optimizer.dropout
+        if config.run.compile:
+            for block in self.model.blocks():
                 block.compile(dynamic=False)
         self.optimizer = _optimizer(self.model, config)
         self.progress = self._resume() if resume else Progress()
@@ -225,10 +225,11 @@ class Run:
         horizon = bp_passes(self.config.optimizer, step, self.steps)
         rows = self._next_rows()
         settings, seed = self.config.optimizer, self.config.run.seed
-        how = plan(settings, self.model.config, seed, step), kv_share(settings, seed, step)
+        how = plan(settings, self.model.config, seed, step, self.steps)
+        share = kv_share(settings, seed, step)
         if settings.dropout:  # drawn by the step, so that a run that was stopped goes on alike
             torch.manual_seed((seed << 40) + step * self.world.size + self.world.rank)
-        sums = self._accumulate(rows, horizon, *how)
+        sums = self._accumulate(rows, horizon, how, share)
         self._check_finite(step, sums[0].item())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.optimizer, step, self.steps)
@@ -327,6 +328,7 @@ class Run:
 
     def _evaluate(self) -> None:
         assert self.corpus.valid is not None
+        step = self.progress.step
         with self._averaged():
             scores = evaluate(
                 self.model,
@@ -336,9 +338,10 @@ class Run:
                 capacity=self.config.data.row_length,
                 per_task=self.config.run.eval_samples,
                 precision=self.config.run.precision,
+                plan=grown_plan(self.config.optimizer, self.model.config, step, self.steps),
             )
         if self.metrics is not None:
-            self.metrics.scores(self.progress.step, scores)
+            self.metrics.scores(step, scores)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """A block in which the model holds its moving averages."""

@@ -27,16 +27,27 @@ def bp_passes(settings: OptimizerSettings, step: int, steps: int) -> int:
     return settings.bp_min + int(progress * (settings.bp_max - settings.bp_min))
 
 
-def plan(
-    settings: OptimizerSettings, config: HRMTextConfig, seed: int, step: int
+def grown_plan(
+    settings: OptimizerSettings, config: HRMTextConfig, step: int, steps: int
 ) -> tuple[bool, ...]:
-    """Which passes run at `step`: all, or in the share `fewer_passes` of the steps a random plan.
+    """The passes that the model has at `step` of `steps`: one of each stack in the first
+    `passes_warmup` of the steps, which so take a third of the time or less; then all.
+    """
+    return config.plan([1], 1) if step <= settings.passes_warmup * steps else config.plan()
+
+
+def plan(
+    settings: OptimizerSettings, config: HRMTextConfig, seed: int, step: int, steps: int
+) -> tuple[bool, ...]:
+    """Which passes run at `step` of `steps`: those of `grown_plan`, or, once these are all, in the
+    share `fewer_passes` of the steps a random plan.
 
     It follows from seed and step alone, so that all processes, and a resumed run, draw the same.
     """
+    grown = grown_plan(settings, config, step, steps)
     draw = random.Random(f"plan {seed} {step}")
-    if draw.random() >= settings.fewer_passes:
-        return config.plan()
+    if grown != config.plan() or draw.random() >= settings.fewer_passes:
+        return grown
     return config.plan([draw.randint(1, config.L_cycles) for _ in range(config.H_cycles)])
 
 
@@ -57,7 +68,7 @@ class Pace:
     """
 
     def __init__(self, settings: OptimizerSettings, config: HRMTextConfig, steps: int) -> None:
-        self._settings, self._passes, self.steps = settings, len(config.passes), steps
+        self._settings, self._config, self.steps = settings, config, steps
         self._cost, self._seconds, self._begun = 0.0, 0.0, False
 
     def count(self, step: int, seconds: float) -> None:
@@ -73,4 +84,5 @@ class Pace:
         return rest * self._seconds / self._cost if self._cost else math.inf
 
     def _cost_of(self, step: int) -> int:
-        return self._passes + 2 * bp_passes(self._settings, step, self.steps)
+        passes = sum(grown_plan(self._settings, self._config, step, self.steps))
+        return passes + 2 * min(passes, bp_passes(self._settings, step, self.steps))

@@ -54,6 +54,7 @@ def test_yaml_changes_a_preset(tmp_path: Path) -> None:
             "optimizer: {dropout: 1.0}",
             "optimizer.dropout is 1.0, expected 0 to less than 1",
         ),
+        ("optimizer: {passes_warmup: 2}", "optimizer.passes_warmup is 2.0, expected 0 to 1"),
         (
             "model: {H_cycles: 1}\noptimizer: {early_exit: 0.5}",
             "optimizer.early_exit is 0.5, expected 0 with H_cycles 1",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from hrm_edge.config import HRMTextConfig
-from hrm_edge.model import KVCache
+from hrm_edge.model import KVCache, dropout_masks
 from hrm_edge.training.data import SAMPLE, Samples
 from hrm_edge.training.objective import outcome
 from hrm_edge.training.packing import (
@@ -118,10 +118,19 @@ def test_losses_are_cross_entropy_of_the_next_answer_tokens(samples: Samples) ->
 def test_what_is_dropped_is_dropped_in_training_alone(samples: Samples) -> None:
     model, rows = new_model(CONFIG), build_rows(samples, [[9, 2], [4, 5]], 20)
     whole = outcome(model, rows).losses
-    for block in model.blocks():
-        block.dropout = 0.5
+    model.model.dropout = 0.5
     assert not torch.equal(outcome(model, rows).losses, outcome(model, rows).losses)
     assert torch.equal(outcome(model.eval(), rows).losses, whole)
+
+
+def test_dropout_masks_leave_out_their_share_and_keep_the_mean() -> None:
+    torch.manual_seed(0)
+    masks = dropout_masks(3, torch.zeros(5, 7, 129), 0.1)
+    assert masks.shape == (3, 2, 5, 7, 129)
+    assert sorted(masks.unique().tolist()) == [0, pytest.approx(1 / 0.9, rel=0.004)]
+    assert (masks == 0).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert masks.float().mean().item() == pytest.approx(1, abs=0.01)
+    assert not torch.equal(masks[0], masks[1])
 
 
 @pytest.mark.parametrize("kv_share", ["cycle", "stack"])

@@ -55,9 +55,13 @@ def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(data: Path, tmp_path: Path)
 
 
 def test_the_time_left_knows_that_steps_grow_dearer() -> None:
-    settings = replace(TINY.optimizer, bp_min=2, bp_max=5, bp_warmup=0.5)
+    settings = replace(TINY.optimizer, bp_min=2, bp_max=5, bp_warmup=0.5, passes_warmup=0.2)
     config = TINY.architecture(300, SPECIAL_TOKENS)
-    pace, cost = Pace(settings, config, 100), lambda step: 8 + 2 * bp_passes(settings, step, 100)
+
+    def cost(step: int) -> int:
+        return 2 + 2 * 2 if step <= 20 else 8 + 2 * bp_passes(settings, step, 100)
+
+    pace = Pace(settings, config, 100)
     assert len(config.passes) == 8 and pace.left(0) == float("inf")
     pace.count(1, 1000.0)  # compiles
     for step in range(2, 11):
