@@ -4,7 +4,7 @@
 #   bash android_demo/build_apk.sh
 #
 # Writes build/apk/hrm-edge.apk, signed with a debug key that is made on the spot, for arm64-v8a and
-# x86_64, hrm-tiny inside. Everything but the signature is the same in each run. Left out are
+# x86_64, hrm-tiny and hrm-g2p inside. Everything but the signature is the same in each run. Left out are
 # ExecuTorch's engine, whose library has no maintained package outside of Maven, and the classes with
 # which ONNX Runtime would report to its makers. Gradle stays the official way.
 set -euo pipefail
@@ -56,8 +56,9 @@ proguard -injars "$out/onnxruntime.jar($telemetry):$build/classes/app(**.class):
 java -Xmx1500m -cp "$tools/bullseye/usr/share/java/*" com.android.dx.command.Main --dex \
     --min-sdk-version=26 "--output=$out/dex/classes.dex" "$out/classes.jar"
 
-step "The model, the libraries and their notices"
+step "The models, the libraries and their notices"
 "$python" -m hrm_edge export hrm-tiny -o "$out/assets/assets/hrm-tiny" >/dev/null
+cp -r ../hrm_edge/data/hrm-g2p "$out/assets/assets/hrm-g2p"
 notices=$out/assets/assets/notices
 mkdir "$notices"
 cp ../LICENSE "$notices/1 hrm-edge.txt"

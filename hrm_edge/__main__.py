@@ -95,8 +95,9 @@ def _one_line(error: Exception) -> str | None:
 def cli(debug: bool) -> None:
     """Train, convert and run HRM-Text models on small devices.
 
-    export, eval, inspect, generate, chat, serve and bench know the model that ships inside by its
-    name, hrm-tiny. For completion with Tab see hrm-edge completion --help.
+    eval, inspect, generate, chat, serve and bench know the models that ship inside by their names,
+    hrm-tiny (which export takes too) and hrm-g2p. For completion with Tab see hrm-edge completion
+    --help.
     """
 
 

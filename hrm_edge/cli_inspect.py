@@ -21,7 +21,7 @@ from hrm_edge.names import MANIFEST
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(path: Path, verify: bool, as_json: bool) -> None:
     """Show architecture, sizes and costs of the checkpoint or bundle at PATH."""
-    path = shipped.checkpoint(path) or path
+    path = shipped.inside(path) or path
     is_bundle = (path / MANIFEST).exists()
     if verify and not is_bundle:
         raise HRMEdgeError(f"{path}: a checkpoint, which has no hashes to --verify")

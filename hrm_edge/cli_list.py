@@ -18,13 +18,14 @@ def command() -> None:
 
 
 def found() -> Iterator[tuple[str, int, Path]]:
-    """(name, bytes, path) of each checkpoint that ships, each bundle made of one, and each HRM-Text
+    """(name, bytes, path) of each model that ships, each bundle made of one, and each HRM-Text
     checkpoint in the hub's cache.
     """
     for name in shipped.MODELS:
-        path = shipped.checkpoint(name)
+        path = shipped.inside(name)
         if path is not None:
-            yield name, _size(path), path
+            kind = "" if shipped.checkpoint(name) else ", bundle"
+            yield f"{name}{kind}", _size(path), path
     for path in shipped.bundles():
         yield f"{path.name}, bundle", _size(path), path
     yield from _of_the_hub()

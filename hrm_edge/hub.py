@@ -21,6 +21,8 @@ def resolve(source: str | Path, revision: str | None = None, offline: bool = Fal
         return path
     if (inside := shipped.checkpoint(source)) is not None:
         return inside
+    if shipped.inside(source) is not None:
+        raise HRMEdgeError(f"{source} ships as a bundle, which runs as it is, not as a checkpoint")
     name = str(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         known = ", ".join(shipped.MODELS)

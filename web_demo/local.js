@@ -4,6 +4,7 @@
  */
 "use strict";
 {
+  const BUILT_IN = document.currentScript.dataset.models.split(" "); // build.mjs's
   const worker = new Worker("worker.mjs", { type: "module" });
   const waiting = new Map(); // id -> what to do with the worker's next message about it
   let last = 0;
@@ -16,7 +17,8 @@
     worker.postMessage({ id, kind, ...message });
     return id;
   };
-  const COMPUTE = "hrm-edge-compute"; // where the user's choice is kept
+  const COMPUTE = "hrm-edge-compute"; // where the user's choices are kept
+  const MODEL = "hrm-edge-model";
   const NAMES = { webgpu: "WebGPU", wasm: "processor" };
   const mebibytes = (bytes) => (bytes / 2 ** 20).toFixed(bytes < 2 ** 25 ? 1 : 0);
   const status = (text) => (document.getElementById("figures").textContent = text);
@@ -26,9 +28,9 @@
     const adapter = await navigator.gpu?.requestAdapter();
     return !!adapter && !adapter.info.isFallbackAdapter;
   };
-  const open = async (files, fast = false) => {
+  const open = async (which, fast = false) => {
     const gpu = await hasGPU().catch(() => false);
-    const request = { files, fast, gpu, compute: localStorage.getItem(COMPUTE) ?? "auto" };
+    const request = { ...which, fast, gpu, compute: localStorage.getItem(COMPUTE) ?? "auto" };
     return new Promise((resolve, reject) => {
       const id = send("open", request, ({ done, total, opened, provider, error }) => {
         if (total) {
@@ -45,10 +47,11 @@
     new Response(JSON.stringify(body), { status, headers: { "Content-Type": "application/json" } });
   const wrong = (error) => json({ error: { message: error.message } }, 400);
 
-  let chosen; // the files of a bundle, none for the built-in one
+  const wished = localStorage.getItem(MODEL);
+  let chosen = { name: BUILT_IN.includes(wished) ? wished : BUILT_IN[0] }; // or { files } of a bundle
   let opened = settleIn()
     .catch(() => {}) // plain http or a private window: the page still answers
-    .then(() => open());
+    .then(() => open(chosen));
   opened.then(told, () => {}); // an error is told when something is asked
 
   /** Says what was opened, and from then on how much memory the page takes. */
@@ -114,12 +117,14 @@
       ? routes[resource](init).catch(wrong)
       : elsewhere(resource, init);
 
-  async function choose(files, fast = false) {
+  async function choose(which, fast = false) {
     document.getElementById("fast").checked = fast;
-    chosen = files;
+    document.getElementById("model").value = which.name ?? ""; // nothing for files
+    chosen = which;
+    if (which.name) localStorage.setItem(MODEL, which.name);
     document.getElementById("settings").close();
     status("opening the bundle …");
-    opened = open(files, fast);
+    opened = open(which, fast);
     try {
       told(await opened);
     } catch (error) {
@@ -132,7 +137,7 @@
     Object.assign(picker, { type: "file", multiple: true, hidden: true });
     picker.setAttribute("aria-label", "Files of a bundle");
     picker.addEventListener("change", () => {
-      if (picker.files.length) choose([...picker.files]);
+      if (picker.files.length) choose({ files: [...picker.files] });
       picker.value = "";
     });
     const button = document.createElement("button");
@@ -141,6 +146,30 @@
     button.addEventListener("click", () => picker.click());
     document.querySelector("#settings .end").prepend(button);
     document.body.append(picker);
+  }
+
+  /** Beside the examples of the model that is open: the other ones that are inside. */
+  function offerOthers(name) {
+    const others = BUILT_IN.filter((other) => other !== name);
+    if (!others.length) return;
+    const buttons = others.map((other) => {
+      const button = Object.assign(document.createElement("button"), { textContent: other });
+      button.addEventListener("click", () => choose({ name: other }));
+      return button;
+    });
+    const line = document.createElement("span");
+    line.append(document.createElement("br"), "Also inside: ", ...buttons);
+    document.getElementById("examples")?.append(line);
+  }
+
+  function addModels() {
+    const select = Object.assign(document.createElement("select"), { id: "model" });
+    for (const name of BUILT_IN) select.add(new Option(name));
+    select.value = chosen.name;
+    select.addEventListener("change", () => choose({ name: select.value }));
+    const label = document.createElement("label");
+    label.append("Model ", select);
+    document.querySelector("#settings .end").prepend(label);
   }
 
   function addFast() {
@@ -168,9 +197,15 @@
   }
 
   addEventListener("DOMContentLoaded", () => {
+    const examples = window.showExamples;
+    window.showExamples = (name) => {
+      examples(name);
+      offerOthers(name);
+    };
     addPicker();
     addFast();
     addCompute();
+    addModels();
   });
 
   // The service worker keeps the page, so that it answers offline, and isolates it, which is what

@@ -1,7 +1,7 @@
 /**
  * The model's own thread: takes {id, kind: "open" | "ask" | "stop"} and answers with {id, ...}.
  *
- * open: files (a list of File, or none for the built-in bundle), fast, compute ("auto", "webgpu",
+ * open: name of a built-in bundle, or files (a list of File), fast, compute ("auto", "webgpu",
  *       "wasm"), gpu (whether the browser has one) -> {id, done, total} while it reads, in bytes,
  *       then {id, opened: name, provider}
  * ask:  prompt, options -> {id, piece} for each token, as Model.stream yields it
@@ -12,7 +12,7 @@ import { fetchedSource, HRMEdgeError, load, pickedSource, readManifest } from ".
 import { cacheBits } from "./session.mjs";
 import { Tokenizer } from "./vendor/tokenizers.min.mjs";
 
-const BUILT_IN = fetchedSource(new URL("bundle/", import.meta.url), "hrm-tiny");
+const builtIn = (name) => fetchedSource(new URL(`bundle/${name}/`, import.meta.url), name);
 let model;
 let running; // the id of the answer under way
 
@@ -43,10 +43,10 @@ async function loadAsWished(source, compute, gpu, how) {
   return loadOn("wasm", source, how);
 }
 
-async function open(id, { files, fast, compute, gpu }) {
+async function open(id, { name, files, fast, compute, gpu }) {
   await model?.close(); // frees the former one first
   model = undefined;
-  const source = files ? pickedSource(files) : BUILT_IN;
+  const source = files ? pickedSource(files) : builtIn(name);
   let shown = 0;
   const progress = (done, total) => {
     if (done - shown < total / 100) return;

@@ -2,15 +2,16 @@ plugins {
     alias(libs.plugins.android.application)
 }
 
-/** The built-in model as the app's asset; made from the checkpoint, so that it is kept once. */
+/** The built-in models as the app's assets; hrm-tiny's is made from the checkpoint, so that it is kept once. */
 abstract class BuiltIn : Sync() {
     @get:OutputDirectory
     abstract val assets: DirectoryProperty
 }
 
-val builtIn = tasks.register<BuiltIn>("builtInModel") {
+val builtIn = tasks.register<BuiltIn>("builtInModels") {
     dependsOn(":exportModel")
     from(rootProject.layout.buildDirectory.dir("model")) { into("hrm-tiny") }
+    from(rootProject.file("../hrm_edge/data/hrm-g2p")) { into("hrm-g2p") }
     into(assets)
 }
 

@@ -1,11 +1,11 @@
-"""Bundles of hrm-tiny, and what the Python runtime makes of them.
+"""Bundles of the models that ship, and what the Python runtime makes of them.
 
 python checks/python_cases.py OUT
 
-Writes OUT/kv32, kv16 (float16 throughout), kv8, kv4, kv4h8 (8 bits in the H passes), chat, which
-has a chat template, bytes, whose answers have no token that is a whole character, and, where
-ExecuTorch is installed, executorch, executorch-contexts, which has several programs, and
-bytes-executorch.
+Writes OUT/hrm-g2p as it ships, and of hrm-tiny OUT/kv32, kv16 (float16 throughout), kv8, kv4,
+kv4h8 (8 bits in the H passes), chat, which has a chat template, bytes, whose answers have no token
+that is a whole character, and, where ExecuTorch is installed, executorch, executorch-contexts,
+which has several programs, and bytes-executorch.
 OUT/python.json holds answers to the first golden prompts for those that golden.json does not cover,
 and conversations as the template renders them.
 """
@@ -29,6 +29,7 @@ from hrm_edge.runtime import load
 
 DEMO = Path(__file__).parents[1]
 TINY = DEMO.parent / "hrm_edge" / "data" / "hrm_tiny"
+G2P = TINY.parent / "hrm-g2p"
 TEMPLATE = """{% for message in messages %}
 <|im_start|>{{ message.role }}
 {{ message.content | trim }}<|im_end|>
@@ -41,6 +42,7 @@ CONVERSATIONS = [
     ["1", "2", "3", "4\n5", "6"],
 ]
 PROMPTS = 12
+WORDS = ["hello", "Smartphone", "quinoa", "don't", "xylophone", "thoroughly"]
 EMOJI = dict.fromkeys("😀日本".encode())  # its bytes, each once
 LETTERS = "ABCDEFGHI"  # for them
 SPOKEN = ["DCBA", "IHEGFE", "DCBADCBA", "BA", "IHE"]  # backward: 😀, 日本, 😀😀, two broken ones
@@ -120,11 +122,13 @@ def main() -> None:
         several = out / "executorch-contexts"
         write(TINY, several, "executorch", contexts=(128,))
         made_here.append("executorch")
+    shutil.copytree(G2P, out / G2P.name, dirs_exist_ok=True)
     vectors = json.loads((DEMO / "golden.json").read_text(encoding="utf-8"))["vectors"]
     prompts = [v["prompt"] for v in vectors if v["condition"] == "direct"][:PROMPTS]
     made = {
         "answers": {name: answers(out / name, prompts) for name in made_here}
-        | {"bytes": answers(out / "bytes", [f"Spell this word backward: {w}" for w in SPOKEN])},
+        | {"bytes": answers(out / "bytes", [f"Spell this word backward: {w}" for w in SPOKEN])}
+        | {G2P.name: answers(out / G2P.name, WORDS)},
         "conversations": [
             {"turns": turns, "rendered": rendered(out / "chat", turns)} for turns in CONVERSATIONS
         ],

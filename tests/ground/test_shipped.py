@@ -1,6 +1,7 @@
-"""Models by name: hrm-tiny is exported once, listed, and removed."""
+"""Models by name: hrm-tiny is exported once, listed, and removed; hrm-g2p is a bundle as it is."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ def test_a_name_is_a_checkpoint_too(run_cli, tmp_path: Path) -> None:
     assert facts["kind"] == "checkpoint"
     assert run_cli("export", "hrm-tiny", "-o", tmp_path / "out", "--no-report")[0] == 0
     assert json.loads(run_cli("inspect", tmp_path / "out", "--json")[1])["kind"] == "bundle (onnx)"
+
+
+def test_a_bundle_that_ships_needs_no_export(run_cli, tmp_path: Path) -> None:
+    assert run_cli("generate", "hrm-g2p", "smartphone")[:2] == (0, "S M AA1 R T F OW2 N\n")
+    assert shipped.bundles() == []
+    facts = json.loads(run_cli("inspect", "hrm-g2p", "--verify", "--json")[1])
+    assert facts["kind"] == "bundle (onnx)" and facts["parameters"]["total"] == 3448320
+    assert sum(facts["files"].values()) < 3e6
+    assert re.search(r"^hrm-g2p, bundle +[\d.]+ MB  .+hrm-g2p$", run_cli("list")[1], re.MULTILINE)
+    for arguments in (("export", "hrm-g2p", "-o", tmp_path / "x"), ("rm", "hrm-g2p")):
+        code, _, told = run_cli(*arguments)
+        assert code == 1 and told.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_directory_of_that_name_is_meant_first(run_cli, tmp_path: Path) -> None:

@@ -117,7 +117,10 @@ def test_the_model_is_fetched_once_and_the_page_says_how_far_it_is(
         assert max(done) == float(next(found[2] for found in read if found))
         assert any("memory" in line for line in said) or memory(page)
         fetched = [path for path in log if path.endswith((".data", ".wasm"))]
-        assert sorted(fetched) == ["/bundle/model.onnx.data", "/vendor/ort-wasm-simd-threaded.wasm"]
+        assert sorted(fetched) == [
+            "/bundle/hrm-tiny/model.onnx.data",
+            "/vendor/ort-wasm-simd-threaded.wasm",
+        ]
         log.clear()
         shutil.rmtree(served)
         subprocess.run(["node", DEMO / "build.mjs", bundles["8"], served], check=True)
@@ -166,7 +169,7 @@ def test_webgpu_gives_the_golden_vectors(browser: Browser, site: Path) -> None:
         { provider: "webgpu" },
       );
       const model = await open("kv32/");
-      const refused = await open("bundle/").then(() => "loaded", (error) => error.message);
+      const refused = await open("bundle/hrm-tiny/").then(() => "loaded", (error) => error.message);
       return [await (ANSWER)(model, vectors, most), refused];
     }""".replace("ANSWER", ANSWER)
     with static_server(site) as url:
@@ -175,4 +178,6 @@ def test_webgpu_gives_the_golden_vectors(browser: Browser, site: Path) -> None:
         found, refused = page.evaluate(code, [VECTORS[:4], GOLDEN["max_tokens"]])
         page.close()
     assert found == [{"ids": v["ids"], "tokens": v["answers"]["32"]} for v in VECTORS[:4]]
-    assert refused == ("bundle/: WebGPU cannot use a KV cache of 8 bits; export with --kv-bits 32")
+    assert refused == (
+        "bundle/hrm-tiny/: WebGPU cannot use a KV cache of 8 bits; export with --kv-bits 32"
+    )

@@ -61,7 +61,7 @@ def expected(bits: str) -> list[dict[str, list[int]]]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_chromium_gives_the_golden_vectors(page: Page, way: str) -> None:
-    directory, how = {32: "kv32/", 8: "bundle/"}[WAYS[way]["kv_bits"]], options(way)
+    directory, how = {32: "kv32/", 8: "bundle/hrm-tiny/"}[WAYS[way]["kv_bits"]], options(way)
     code = f"""async ([directory, how, vectors, most]) => {{
       const {{ load, fetchedSource }} = await import("./hrm_edge.mjs");
       const ort = await import("./vendor/ort.wasm.bundle.min.mjs");
@@ -151,6 +151,28 @@ def test_the_page_answers_and_goes_on_when_the_server_is_gone(
     expect(page.locator(".assistant .note")).to_contain_text("16 + 8 tokens", timeout=30000)
     expect(page.locator(".assistant .text")).to_have_text("EUQARUP")
     assert page.evaluate("crossOriginIsolated"), "no threads"
+    context.close()
+
+
+def test_the_other_model_inside_is_chosen_and_kept(browser: Browser, site: Path) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    with static_server(site) as url:
+        visit(page, url)
+        expect(page.get_by_text("hrm-tiny knows nine kinds of question")).to_be_visible()
+        page.get_by_role("button", name="hrm-g2p").click()
+        expect(page.locator("#figures")).to_contain_text("opened hrm-g2p", timeout=30000)
+        expect(page.get_by_text("hrm-g2p knows how an English word is spoken")).to_be_visible()
+        shot(page, "another-model")
+        ask(page, "Smartphone")
+        expect(page.locator(".assistant .text")).to_have_text("S M AA1 R T F OW2 N", timeout=30000)
+        visit(page, url)
+        expect(page).to_have_title("hrm-g2p")
+        page.get_by_role("button", name="Settings").click()
+        page.locator("#model").select_option("hrm-tiny")
+        expect(page.locator("#figures")).to_contain_text("opened hrm-tiny", timeout=30000)
+        ask(page, VECTORS[0]["prompt"])
+        expect(page.locator(".assistant .text").last).to_have_text("EUQARUP", timeout=30000)
     context.close()
 
 

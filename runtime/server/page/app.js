@@ -6,8 +6,11 @@ const MEANINGS = {  // the kinds of text that HRM-Text was trained on, and marks
   synth: "as in the synthetic part; with cot for reasoning", cot: "thinks in steps first",
 };
 const CONDITIONS = Object.keys(MEANINGS);
-const EXAMPLES = {"hrm-tiny": ["Calculate 8 - 3 + 4", "Spell this word backward: RIVER",
-  "Sort these numbers in ascending order: 75, 4, 40, 96"]};
+const EXAMPLES = {  // of the models that ship: what they know, and what to ask
+  "hrm-tiny": ["nine kinds of question, such as", "Calculate 8 - 3 + 4", "Spell this word backward: RIVER",
+    "Sort these numbers in ascending order: 75, 4, 40, 96"],
+  "hrm-g2p": ["how an English word is spoken, in ARPABET with stress, as that of", "smartphone", "quinoa", "blockchain"],
+};
 const FIELDS = [  // name, label, what it does, input attributes, default
   ["temperature", "Temperature", "0 is greedy", {type: "number", min: 0, max: 100, step: 0.05}, 0],
   ["top_p", "Top p", "1 is off", {type: "number", min: 0.01, max: 1, step: 0.01}, 1],
@@ -244,11 +247,11 @@ function drawRest() {
 }
 function showExamples(name) {
   $("examples")?.remove();
-  const known = EXAMPLES[name];
-  if (!known) return;
+  if (!EXAMPLES[name]) return;
+  const [what, ...known] = EXAMPLES[name];
   const pick = text => () => { $("draft").value = text; ask(); };
   $("empty").append(element("span", {id: "examples"}, element("br"),
-    `${name} knows nine kinds of question, such as`,
+    `${name} knows ${what}`,
     ...known.flatMap(text => [element("br"), element("button", {onclick: pick(text)}, text)])));
 }
 function drawFields() {

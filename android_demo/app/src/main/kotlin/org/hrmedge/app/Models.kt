@@ -9,22 +9,22 @@ import java.io.InputStream
 import org.hrmedge.core.Bundle
 import org.hrmedge.core.Problem
 
-/** The bundles on this device: the one that the app brought along, and those imported. */
+/** The bundles on this device: those that the app brought along, and those imported. */
 class Models(private val context: Context) {
     private val directory = File(context.filesDir, "models").apply { mkdirs() }
 
-    /** Names of all bundles, the built-in one first. */
+    /** Names of all bundles, the built-in ones first. */
     fun names(): List<String> {
         val imported = directory.list { file, name -> File(file, name).isDirectory && !name.endsWith(".partial") }
-        return listOf(BUILT_IN) + (imported.orEmpty().toList() - BUILT_IN).sorted()
+        return BUILT_IN + (imported.orEmpty().toList() - BUILT_IN.toSet()).sorted()
     }
 
-    /** Opens the bundle [name]; the built-in one is unpacked at first. Throws [Problem]. */
+    /** Opens the bundle [name]; a built-in one is unpacked at first. Throws [Problem]. */
     @Synchronized
     fun open(name: String): Bundle {
         val target = File(directory, name)
-        if (name == BUILT_IN && !isCurrent(target)) {
-            return Bundle.import(target, directory.usableSpace, ::asset)
+        if (name in BUILT_IN && !isCurrent(target)) {
+            return Bundle.import(target, directory.usableSpace, { file -> asset(name, file) })
         }
         return Bundle.open(target)
     }
@@ -33,7 +33,7 @@ class Models(private val context: Context) {
     fun import(tree: Uri, progress: (Double) -> Unit): String {
         val folder = DocumentsContract.getTreeDocumentId(tree)
         val name = folder.substringAfterLast('/').substringAfterLast(':').ifEmpty { "imported" }
-        if (name == BUILT_IN) throw Problem("$BUILT_IN is built in; rename the folder first.")
+        if (name in BUILT_IN) throw Problem("$name is built in; rename the folder first.")
         val files = children(tree, folder)
         try {
             Bundle.import(
@@ -72,17 +72,18 @@ class Models(private val context: Context) {
     /** Whether the unpacked bundle is the one that this version of the app brings along. */
     private fun isCurrent(target: File): Boolean {
         val manifest = File(target, org.hrmedge.core.Manifest.NAME)
-        val brought = asset(manifest.name) ?: return manifest.isFile
+        val brought = asset(target.name, manifest.name) ?: return manifest.isFile
         return manifest.isFile && brought.use { it.readBytes() }.contentEquals(manifest.readBytes())
     }
 
-    private fun asset(name: String): InputStream? = try {
-        context.assets.open("$BUILT_IN/$name")
+    private fun asset(model: String, file: String): InputStream? = try {
+        context.assets.open("$model/$file")
     } catch (_: IOException) {
         null
     }
 
     companion object {
-        const val BUILT_IN = "hrm-tiny"
+        /** The first one is chosen until the user chooses. */
+        val BUILT_IN = listOf("hrm-tiny", "hrm-g2p")
     }
 }

@@ -61,7 +61,7 @@ class ModelsActivity : Screen(R.layout.models) {
             .setMessage(getString(R.string.delete_model, name))
             .setNegativeButton(android.R.string.cancel, null)
             .setPositiveButton(R.string.delete) { _, _ ->
-                if (app.preferences.model == name) app.preferences.model = Models.BUILT_IN
+                if (app.preferences.model == name) app.preferences.model = Models.BUILT_IN.first()
                 app.models.delete(name)
                 rows.reload()
             }
@@ -92,7 +92,7 @@ class ModelsActivity : Screen(R.layout.models) {
             (view.findViewById(R.id.facts) as TextView).text = facts
             (view.findViewById(R.id.fit) as TextView).text = fit
             val delete = view.findViewById(R.id.delete) as Button
-            delete.visibility = if (name == Models.BUILT_IN) View.GONE else View.VISIBLE
+            delete.visibility = if (name in Models.BUILT_IN) View.GONE else View.VISIBLE
             delete.contentDescription = getString(R.string.delete) + " " + name
             delete.setOnClickListener { confirmDelete(name) }
             return view

@@ -12,7 +12,7 @@ class Preferences(context: Context) {
 
     /** The name of the chosen model's directory. */
     var model: String
-        get() = stored.getString("model", Models.BUILT_IN)!!
+        get() = stored.getString("model", Models.BUILT_IN.first())!!
         set(name) = stored.edit().putString("model", name).apply()
 
     /** Prompt and answer together, in tokens. */

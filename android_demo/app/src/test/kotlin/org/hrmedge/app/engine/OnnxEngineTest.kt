@@ -110,8 +110,8 @@ class OnnxEngineTest {
 
     /** Made on this machine: at these roundings, answers of different processors may differ. */
     @Test
-    fun givesThePythonRuntimesAnswersWithOtherCachesAndWithAChatTemplate() {
-        for (name in listOf("kv16", "kv4", "kv4h8", "chat")) {
+    fun givesThePythonRuntimesAnswersWithOtherCachesModelsAndAChatTemplate() {
+        for (name in listOf("kv16", "kv4", "kv4h8", "chat", "hrm-g2p")) {
             engine(TestFiles.bundle(name)).use { engine ->
                 for (case in TestFiles.answers(name)) {
                     val conditions = if (name == "chat") emptyList() else listOf("direct")
