@@ -65,7 +65,6 @@ class Result:
     seed: int
     parameters: int
     tokens: int
-    train_seconds: float
     valid_exact: float  # float, with stress
     per: float
     wer: float
@@ -141,7 +140,6 @@ def scored(model: Model, seed: int, run: Path, words: list[str]) -> Result:
         seed,
         sum(sizes),
         last["tokens"],
-        last["seconds"],
         exact,
         per,
         wer,
@@ -151,8 +149,8 @@ def scored(model: Model, seed: int, run: Path, words: list[str]) -> Result:
 
 def table(results: list[Result]) -> Iterator[str]:
     """A row for each model: the mean of its seeds and the least and most."""
-    yield "| | parameters | minutes of one core | WER (least to most) | WER, stress | PER | seeds |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    yield "| | parameters | WER (least to most) | WER, stress | PER | seeds |"
+    yield "|---|---:|---:|---:|---:|---:|"
     for model in (*MODELS, *ONCE):
         mine = [r for r in results if r.model == model.name]
         if not mine:
@@ -163,7 +161,6 @@ def table(results: list[Result]) -> Iterator[str]:
         cells = [
             model.name,
             f"{mine[0].parameters / 1e6:.2f} M",
-            f"{statistics.mean(r.train_seconds for r in mine) / 60:.0f}",
             f"{statistics.mean(wer):.2f} ({min(wer):.2f} to {max(wer):.2f})",
             f"{statistics.mean(stress):.2f}",
             f"{statistics.mean(per):.2f}",

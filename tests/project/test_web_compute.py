@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 GOLDEN = json.loads((DEMO.parent / "android_demo" / "golden.json").read_text(encoding="utf-8"))
 VECTORS: list[dict[str, Any]] = GOLDEN["vectors"]
+G2P = DEMO.parent / "hrm_edge" / "data" / "hrm-g2p"
 # As a browser with a graphics card would answer; what computes is still the software adapter.
 REAL_GPU = """
 Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter", { get: () => false });
@@ -123,7 +124,7 @@ def test_the_model_is_fetched_once_and_the_page_says_how_far_it_is(
         ]
         log.clear()
         shutil.rmtree(served)
-        subprocess.run(["node", DEMO / "build.mjs", bundles["8"], served], check=True)
+        subprocess.run(["node", DEMO / "build.mjs", bundles["8"], G2P, served], check=True)
         (served / "worker.mjs").write_text((served / "worker.mjs").read_text() + "\n// later\n")
         script = (served / "sw.js").read_text().replace("hrm-edge-page-", "hrm-edge-page-new-")
         (served / "sw.js").write_text(script)
