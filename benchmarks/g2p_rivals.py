@@ -179,8 +179,8 @@ def _size(path: Path) -> int:
     return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")))
 
 
-def table(all_answers: Iterable[Answers], words: list[str], timed: bool = True) -> str:
-    """The rows, with rates in percent; without what took how long if that was not `timed`."""
+def table(all_answers: Iterable[Answers], words: list[str]) -> str:
+    """The rows, with rates in percent."""
     lines = [
         "| | PER | WER | PER, stress | WER, stress | words/s | peak MB | MB on disk | |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
@@ -190,8 +190,7 @@ def table(all_answers: Iterable[Answers], words: list[str], timed: bool = True) 
         has_stress = any(c.isdigit() for spoken in a.said.values() for c in spoken)
         rates = [f"{100 * r:.2f}" for r in (*plain, *stressed)]
         rates[2:] = rates[2:] if has_stress else ["", ""]
-        speed = f"{len(words) / a.seconds:.0f}" if timed else ""
-        cells = [a.name, *rates, speed, f"{a.peak / 1e6:.0f}" if timed else ""]
+        cells = [a.name, *rates, f"{len(words) / a.seconds:.0f}", f"{a.peak / 1e6:.0f}"]
         lines.append("| " + " | ".join([*cells, f"{a.size / 1e6:.2f}", a.note]) + " |")
     return "\n".join(lines)
 
@@ -200,18 +199,18 @@ def table(all_answers: Iterable[Answers], words: list[str], timed: bool = True) 
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.argument("bundles", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--plans", is_flag=True, help="The first bundle by fewer passes as well.")
-@click.option("--timed/--untimed", default=True, help="Untimed: this machine has other work.")
 @click.option("--limit", default=0, help="Only the first so many test words.")
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def main(
     data: Path,
     bundles: tuple[Path, ...],
     plans: bool,
-    timed: bool,
     limit: int,
     output: Path | None,
 ) -> None:
     """Compare BUNDLES and the rivals on DATA/test.jsonl."""
+    if plans and not bundles:
+        raise click.UsageError("--plans needs a bundle")
     words = [json.loads(line)["instruction"] for line in (data / "test.jsonl").open()]
     words, train = words[: limit or None], data / "train.jsonl"
     runs: list[Callable[[], Answers]] = [lambda path=path: bundle(path, words) for path in bundles]
@@ -226,9 +225,9 @@ def main(
     found = []
     for run in runs:
         found.append(run())
-        print(table(found[-1:], words, timed).splitlines()[-1], file=sys.stderr)
+        print(table(found[-1:], words).splitlines()[-1], file=sys.stderr)
     facts = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("cpu", "onnxruntime"))
-    text = f"{len(words)} test words of CMUdict; {facts}\n\n{table(found, words, timed)}\n"
+    text = f"{len(words)} test words of CMUdict; {facts}\n\n{table(found, words)}\n"
     if not limit:
         text += f"\n{easier_split(data)}\n"
     print(text)

@@ -39,21 +39,20 @@ class Model:
     name: str
     H_cycles: int
     L_cycles: int
-    layers: int
     passes_warmup: float = 0.0
     sixteenths: int = 16  # of the words that there are to learn from
     width: int = 128
 
 
 MODELS = (
-    Model("HRM-Text, as hrm-g2p", 2, 3, 2, 0.6),
-    Model("plain, equal parameters", 1, 1, 2),
-    Model("plain, equal FLOPs", 1, 1, 2, width=256),
+    Model("HRM-Text, as hrm-g2p", 2, 3, 0.6),
+    Model("plain, equal parameters", 1, 1),
+    Model("plain, equal FLOPs", 1, 1, width=256),
 )
 ONCE = (  # with the first seed alone
-    Model("HRM-Text, all passes from the start", 2, 3, 2),
-    Model("HRM-Text, as hrm-g2p, a quarter of the words", 2, 3, 2, 0.6, 4),
-    Model("HRM-Text, as hrm-g2p, a sixteenth of the words", 2, 3, 2, 0.6, 1),
+    Model("HRM-Text, all passes from the start", 2, 3),
+    Model("HRM-Text, as hrm-g2p, a quarter of the words", 2, 3, 0.6, 4),
+    Model("HRM-Text, as hrm-g2p, a sixteenth of the words", 2, 3, 0.6, 1),
 )
 
 
@@ -77,7 +76,7 @@ def settings(model: Model, seed: int, data: Path, epochs: float) -> dict[str, di
         "model": {
             "hidden_size": model.width,
             "intermediate_size": 3 * model.width,
-            "layers": model.layers,
+            "layers": 2,
             "heads": 4,
             "H_cycles": model.H_cycles,
             "L_cycles": model.L_cycles,

@@ -64,7 +64,7 @@ class OptimizerSettings:
     bp_max: int = 5
     bp_warmup: float = 0.2  # share of the steps over which the horizon grows
     passes_warmup: float = 0.0  # share of the steps, the first ones, with one pass of each stack
-    dropout: float = 0.0  # of what attention and MLP add to the residual, at every pass
+    dropout: float = 0.0  # of what attention and MLP add to the residual, alike in all passes
     label_smoothing: float = 0.0  # share of each target that is spread over the vocabulary
     early_exit: float = 0.0  # weight of the loss after the first H cycle alone; 0 = off
     fewer_passes: float = 0.0  # share of the steps that run a random number of L passes a cycle
@@ -234,10 +234,14 @@ def check_config(config: TrainConfig, where: str) -> TrainConfig:
         _fail(where, "optimizer.bp_min", config.optimizer.bp_min, "2 or more, at most bp_max")
     if config.optimizer.early_exit and model.H_cycles == 1:
         _fail(where, "optimizer.early_exit", config.optimizer.early_exit, "0 with H_cycles 1")
-    for key in ("dropout", "label_smoothing"):
+    for key in ("passes_warmup", "dropout", "label_smoothing"):
         if not 0 <= getattr(config.optimizer, key) < 1:
             _fail(where, f"optimizer.{key}", getattr(config.optimizer, key), "0 to less than 1")
-    for key in ("passes_warmup", "fewer_passes", "shared_slots"):
+    for key in ("early_exit", "shared_slots"):  # which look at all passes
+        if config.optimizer.passes_warmup and getattr(config.optimizer, key):
+            found = config.optimizer.passes_warmup
+            _fail(where, "optimizer.passes_warmup", found, f"0 with optimizer.{key}")
+    for key in ("fewer_passes", "shared_slots"):
         if not 0 <= getattr(config.optimizer, key) <= 1:
             _fail(where, f"optimizer.{key}", getattr(config.optimizer, key), "0 to 1")
     if config.optimizer.shared_slots and config.run.compile:

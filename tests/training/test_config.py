@@ -54,7 +54,11 @@ def test_yaml_changes_a_preset(tmp_path: Path) -> None:
             "optimizer: {dropout: 1.0}",
             "optimizer.dropout is 1.0, expected 0 to less than 1",
         ),
-        ("optimizer: {passes_warmup: 2}", "optimizer.passes_warmup is 2.0, expected 0 to 1"),
+        ("optimizer: {passes_warmup: 1}", "passes_warmup is 1.0, expected 0 to less than 1"),
+        (
+            "optimizer: {passes_warmup: 0.5, shared_slots: 0.1}",
+            "passes_warmup is 0.5, expected 0 with optimizer.shared_slots",
+        ),
         (
             "model: {H_cycles: 1}\noptimizer: {early_exit: 0.5}",
             "optimizer.early_exit is 0.5, expected 0 with H_cycles 1",
