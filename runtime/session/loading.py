@@ -50,7 +50,9 @@ class Loading:
         if self.threads is not None and not 1 <= self.threads <= most:
             raise HRMEdgeError(f"threads is {self.threads}, expected 1 to {most}", "threads")
         if self.rows is not None and not 1 <= self.rows <= MOST_ROWS:
-            raise HRMEdgeError(f"rows is {self.rows}, expected 1 to {MOST_ROWS}", "rows")
+            raise HRMEdgeError(
+                f"rows (--parallel) is {self.rows}, expected 1 to {MOST_ROWS}", "rows"
+            )
         if self.kv_share not in KV_SHARES:
             known = ", ".join(KV_SHARES)
             says = f"kv_share is {self.kv_share!r}, expected one of {known}"

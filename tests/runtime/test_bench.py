@@ -89,7 +89,7 @@ def test_a_prompt_has_no_depth() -> None:
         (["-p", 4000], "the tests need 4000 tokens of context, .* has 256"),
         (["-r", 0], "repetitions is 0"),
         (["--parallel", 0], "--parallel is 0, expected 1 or more"),
-        (["-p", 8, "-n", 8, "--parallel", 65], "rows is 65, expected 1 to 64"),
+        (["-p", 8, "-n", 8, "--parallel", 65], r"rows \(--parallel\) is 65, expected 1 to 64"),
         (["-t", 0], "threads is 0"),
         (["--sustained", 0], "sustained is 0"),
         (["--sustained", 1, "-n", 0], "--sustained decodes"),

@@ -189,7 +189,7 @@ def test_a_bundle_of_one_row_is_refused_more(exact: Path, tmp_path: Path) -> Non
     assert load(tmp_path, threads=1).generate("Hi", max_tokens=3).tokens
     with pytest.raises(HRMEdgeError, match="its graph has one row, not 2; export"):
         load(tmp_path, threads=1, rows=2)
-    with pytest.raises(HRMEdgeError, match="rows is 65, expected 1 to 64"):
+    with pytest.raises(HRMEdgeError, match=r"rows \(--parallel\) is 65, expected 1 to 64"):
         load(exact, rows=65)
 
 

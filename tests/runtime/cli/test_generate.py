@@ -126,7 +126,7 @@ def test_what_cannot_be_gone_on_from_is_refused(
     assert "out.jsonl:1: an answer to another prompt" in refused('{"prompt": "No", "id": 1}\n')
     assert "out.jsonl:1: not an answer of this command" in refused("[1]\n")
     assert "out.jsonl:1: not valid JSON" in refused("oops\n")
-    assert "rows is 65, expected 1 to 64" in refused("", "--parallel", 65)
+    assert "rows (--parallel) is 65, expected 1 to 64" in refused("", "--parallel", 65)
     with out.open("ab") as held:
         assert locked(held)
         code, _, err = run_cli("generate", shared_bundle, "--batch", path, "-o", out)

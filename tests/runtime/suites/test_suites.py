@@ -272,7 +272,7 @@ def test_what_cannot_be_is_one_line(
     assert "shard is 'half', expected such as" in no(*here, "--shard", "half")
     assert "--max-kl is not for --suite" in no(*here, "--max-kl", 1)
     assert "--limit is for --suite alone" in no("--limit", 3)
-    assert "rows is 65, expected 1 to 64" in no(*here, "--parallel", 65)
+    assert "rows (--parallel) is 65, expected 1 to 64" in no(*here, "--parallel", 65)
     assert "cannot be read" in no(*here, "--against", tmp_path / "none.jsonl")
     out = tmp_path / "out.jsonl"
     assert run_cli("eval", shared_bundle, *here, "-o", out, "--limit", 1)[0] == 0
