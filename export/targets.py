@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypedDict, Unpack
 
-from hrm_edge.config import KV_SHARES, HRMTextConfig
+from hrm_edge.config import KV_SHARES, ORT_HEAD_DIM, HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import EMBEDDING, HEAD, is_linear
 
 from .recipe import HQQ, RTN, Calibration, Format, Method, Recipe, method_name, one_of
 
-ORT_HEAD_DIM = 16  # ONNX Runtime's GroupQueryAttention takes heads of a multiple of this
 XNNPACK_GROUP = 32  # XNNPACK's 4-bit linears take groups of a multiple of this
 GGML_BLOCK = 32  # weights that share a scale in Q4_0, Q5_0 and Q8_0
 

@@ -17,6 +17,7 @@ from hrm_edge.errors import HRMEdgeError
 from hrm_edge.names import STACKS
 
 KV_SHARES = ("none", "cycle", "stack")
+ORT_HEAD_DIM = 16  # ONNX Runtime's GroupQueryAttention takes heads of a multiple of this
 
 # The most that is read: far beyond any model, and little enough that no count in a file of a few
 # bytes keeps anyone busy for hours.

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hrm_edge.config import HRMTextConfig
+from hrm_edge.config import ORT_HEAD_DIM, HRMTextConfig
 from hrm_edge.errors import HRMEdgeError
 
 
@@ -251,6 +251,16 @@ def check_config(config: TrainConfig, where: str) -> TrainConfig:
     if config.qat.bits and config.run.save_dtype != "float32":
         _fail(where, "run.save_dtype", config.run.save_dtype, "float32 with qat.bits > 0")
     return config
+
+
+def remarks(config: HRMTextConfig) -> str:
+    """Lines on what such a model cannot be used for; better read before training than after."""
+    if config.head_dim % ORT_HEAD_DIM:
+        return (
+            f"\nhead_dim is {config.head_dim}: no multiple of {ORT_HEAD_DIM}, so hrm-edge export "
+            "will refuse it for ONNX Runtime (-t executorch and -t gguf take it)"
+        )
+    return ""
 
 
 def _fail(where: str, key: str, value: object, expected: str) -> None:

@@ -23,7 +23,7 @@ from hrm_edge.files import sole_writer, writing
 from hrm_edge.model import HRMText
 
 from .checkpointing import Progress, load_state, save_state, states
-from .config import TrainConfig, check_config, load_config, train_config_like
+from .config import TrainConfig, check_config, load_config, remarks, train_config_like
 from .distributed import World, join_world, reshard, shard
 from .evaluate import evaluate
 from .interrupt import Stop
@@ -182,7 +182,7 @@ class Run:
 
     def run(self) -> Path:
         """Train to the last step, write the checkpoint directory and the curves."""
-        self._note(self._summary())
+        self._note(self._summary() + remarks(self.model.config))
         try:
             with self.stop:
                 while self.progress.step < self.steps:

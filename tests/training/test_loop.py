@@ -331,3 +331,14 @@ def test_rows_that_do_not_split(data: Path, tmp_path: Path) -> None:
 
 def test_old_states_are_removed_after_the_new_one_is_complete(run: Path) -> None:
     assert [p.name for p in checkpointing.states(run / "state")] == STATES
+
+
+@pytest.mark.parametrize(("heads", "told"), [(2, False), (4, True)])
+def test_heads_that_onnx_runtime_will_refuse_are_told_before_training(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], heads: int, told: bool
+) -> None:
+    config = replace(TINY, model=replace(TINY.model, heads=heads), run=replace(TINY.run, steps=1))
+    train(config, data, tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if "parameters; " in line]
+    assert ("head_dim is 8: no multiple of 16" in lines[place + 1]) == told
