@@ -35,11 +35,9 @@ def error_rates(answers: dict[str, str], words: Sequence[str], stress: bool) -> 
     for word in words:
         given = read(answers.get(word, ""))
         nearest = min((distance(given, read(" ".join(p))), len(p)) for p in known[word])
-        errors, phonemes, wrong = (
-            errors + nearest[0],
-            phonemes + nearest[1],
-            wrong + (nearest[0] > 0),
-        )
+        errors += nearest[0]
+        phonemes += nearest[1]
+        wrong += nearest[0] > 0
     return errors / phonemes, wrong / len(words)
 
 
