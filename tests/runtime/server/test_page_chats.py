@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from browsing import DEMO, ask, chromium
 from hrm_edge.chat_template import ChatTemplate
 from hrm_edge.runtime import Model, load
-from serving import Running, serving
+from serving import Running, serving, slow
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -181,18 +181,20 @@ def test_chats_are_listed_shown_and_deleted(page: Page) -> None:
     expect(page.locator("#log li")).to_have_count(0)
 
 
-def test_an_answer_goes_on_into_its_own_chat(page: Page) -> None:
+def test_an_answer_goes_on_into_its_own_chat(browser: Browser, model: Model) -> None:
     """Another chat shown meanwhile cancels it there and is not written into."""
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("400")
-    page.get_by_role("button", name="Close").click()
-    ask(page, "a long one")
-    expect(page.get_by_role("button", name="Stop")).to_be_visible()
-    page.get_by_role("button", name="New").click()
-    expect(page.locator("#log li")).to_have_count(0)
-    short(page)
-    asked(page, "another", 1)
-    expect(page.locator(".user .text")).to_have_text(["another"])
+    with serving(slow(model, 0.05, 12)) as running:
+        page = browser.new_page()
+        page.goto(running.url)
+        ask(page, "a long one")
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        page.get_by_role("button", name="New").click()
+        expect(page.locator("#log li")).to_have_count(0)
+        assert running.settle()["cancelled"] == 1
+        short(page)
+        asked(page, "another", 1)
+        expect(page.locator(".user .text")).to_have_text(["another"])
+        page.close()
 
 
 def test_chats_leave_as_json_and_come_back(page: Page, tmp_path: Path) -> None:
