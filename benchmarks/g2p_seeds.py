@@ -28,7 +28,7 @@ from safetensors import safe_open
 from examples.g2p.data import number_of
 from examples.g2p.score import error_rates
 
-from .g2p_rivals import bundle
+from .g2p_rivals import bundle, exported
 from .peers import machine
 
 
@@ -123,11 +123,7 @@ def trained(model: Model, seed: int, data: Path, epochs: float) -> Path:
 
 def scored(model: Model, seed: int, run: Path, words: list[str]) -> Result:
     """Export to int4 and answer the test words."""
-    target = run / "int4"
-    if not target.exists():
-        command = [sys.executable, "-m", "hrm_edge", "export", str(run / "checkpoint")]
-        subprocess.run([*command, "-o", str(target), "--no-report"], check=True)
-    said = bundle(target, words, "-t", "1").said
+    said = bundle(exported(run / "checkpoint", run / "int4"), words, "-t", "1").said
     per, wer = error_rates(said, words, False)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     last = [line for line in lines if "tokens" in line][-1]
@@ -160,7 +156,7 @@ def table(results: list[Result]) -> Iterator[str]:
         cells = [
             model.name,
             f"{mine[0].parameters / 1e6:.2f} M",
-            f"{statistics.mean(wer):.2f} ({min(wer):.2f} to {max(wer):.2f})",
+            f"{statistics.mean(wer):.2f}" + f" ({min(wer):.2f} to {max(wer):.2f})" * (len(wer) > 1),
             f"{statistics.mean(stress):.2f}",
             f"{statistics.mean(per):.2f}",
             f"{len(mine)}",
@@ -185,11 +181,11 @@ def main(data: Path, epochs: float, seeds: int, output: Path) -> None:
             continue
         results.append(scored(model, seed, trained(model, seed, data, epochs), words))
         kept.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-        facts = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("cpu", "torch"))
-        what = f"{epochs:g} epochs, {len(words)} test words, int4; {facts}"
-        lines = (what, "", *table(results))
-        output.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        print("\n".join(lines), flush=True)
+    facts = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("cpu", "torch"))
+    what = f"{epochs:g} epochs, {len(words)} test words, int4; {facts}"
+    lines = "\n".join((what, "", *table(results)))
+    output.with_suffix(".md").write_text(lines + "\n")
+    print(lines)
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def remarks(config: HRMTextConfig) -> str:
     if config.head_dim % ORT_HEAD_DIM:
         return (
             f"\nhead_dim is {config.head_dim}: no multiple of {ORT_HEAD_DIM}, so hrm-edge export "
-            "will refuse it for ONNX Runtime (-t executorch and -t gguf take it)"
+            "will refuse it for ONNX Runtime (-t executorch and -t gguf do not ask for that)"
         )
     return ""
 

@@ -21,8 +21,13 @@ LONGEST = 96  # tokens of a word and its pronunciation
 
 def part_of(word: str) -> str:
     """train, valid (2 %) or test (10 %), by the word without a trailing 's or s'."""
-    place = number_of(re.sub(r"('s|')$", "", word)) % 100
+    place = number_of(stem(word)) % 100
     return "test" if place < 10 else "valid" if place < 12 else "train"
+
+
+def stem(word: str) -> str:
+    """Without a trailing 's or '."""
+    return re.sub(r"('s|')$", "", word)
 
 
 def number_of(word: str) -> int:

